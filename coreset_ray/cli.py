@@ -1,0 +1,181 @@
+"""The command line. The only place that prints."""
+
+import argparse
+import importlib
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from coreset_ray.version import __version__
+
+_STAGES = {
+    "run": ("run", "the whole chain: embed, score, select, export, evaluate"),
+    "embed": ("embed", "embed every shard of the pool that is not embedded yet"),
+    "score": ("score", "score every image of the embedded pool"),
+    "select": ("select_coreset", "keep the best within the budget and write the manifest"),
+    "export": ("export", "write the coreset as WebDataset shards, with an index and lists"),
+    "evaluate": ("evaluate", "train on the coreset and on random, and compare"),
+}
+
+_STAGE_HELP = """
+CONFIG is a YAML file; configs/ holds examples. Any key can be overridden:
+  coreset-ray %(stage)s configs/demo.yaml select.budget=0.05 score.seed=1
+
+A stage whose inputs have not changed is finished already and is not repeated. A run that was
+killed goes on from where it was when the same command is given again.
+
+Ray: uses compute.address, else RAY_ADDRESS, else a cluster running on this machine, else starts
+a local Ray with what the machine has.
+
+Exit status: 0 done; 1 the run failed (the message says at what); 2 the command or the
+configuration is wrong; 130 interrupted.
+"""
+
+_SHARDS_HELP = """
+SOURCE is one of
+  digits                 scikit-learn's bundled handwriting: 1,797 images, a fifth held out
+  torchvision:CIFAR10    any torchvision classification data set; --root says where it lies
+  FOLDER                 an image folder: class folders become .cls; train/ and test/ become splits
+
+Shards are written to OUT/train/00000.tar … and, where the source has a test split, OUT/test/….
+Original image bytes and sidecar files are kept as they are.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs a command and exits with its status.
+
+    arguments: the words of the command line; a pipeline run as a module passes its own name, and
+    the rest comes from the command line.
+    """
+    words = list(sys.argv[1:] if arguments is None else [*arguments, *sys.argv[1:]])
+    options = _parser().parse_args(words)
+    logging.basicConfig(
+        level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True
+    )
+    logging.getLogger("coreset_ray").setLevel(logging.INFO)
+    logging.getLogger("pipelines").setLevel(logging.INFO)
+    try:
+        options.command(options)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except ValueError as error:
+        sys.exit(_fail(error, 2))
+    except Exception as error:
+        if not _is_expected(error):
+            raise
+        sys.exit(_fail(error, 1))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="coreset-ray", description="Pick the images worth labeling, without labels, on Ray."
+    )
+    parser.add_argument("--version", action="version", version=f"coreset-ray {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, (module, summary) in _STAGES.items():
+        stage = _command(commands, name, summary, _STAGE_HELP % {"stage": name})
+        stage.add_argument("config", metavar="CONFIG", help="YAML file")
+        stage.add_argument("overrides", metavar="key=value", nargs="*", help="override a key")
+        stage.set_defaults(command=_run_stage, module=module)
+    shards = _command(commands, "shards", "make WebDataset shards", _SHARDS_HELP)
+    shards.add_argument("source", metavar="SOURCE")
+    shards.add_argument("out", metavar="OUT", help="an empty or new folder")
+    shards.add_argument("--per-shard", type=int, default=1000, help="samples a shard (1000)")
+    shards.add_argument("--seed", type=int, default=0, help="of the shuffle and the split (0)")
+    shards.add_argument("--no-shuffle", action="store_true", help="keep the order of the source")
+    shards.add_argument("--root", help="where a torchvision data set lies")
+    shards.add_argument("--download", action="store_true", help="let torchvision download it")
+    shards.set_defaults(command=_make_shards)
+    listing = _command(commands, "methods", "list the methods and what they need", "")
+    listing.add_argument("--json", action="store_true", help="as JSON")
+    listing.set_defaults(command=_list_methods)
+    return parser
+
+
+def _command(commands: Any, name: str, summary: str, text: str) -> argparse.ArgumentParser:
+    return commands.add_parser(
+        name,
+        help=summary,
+        description=summary[0].upper() + summary[1:] + ".",
+        epilog=text,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def _run_stage(options: argparse.Namespace) -> None:
+    from coreset_ray.config import load
+
+    config = load(options.config, options.overrides)
+    outcome = importlib.import_module(f"pipelines.{options.module}").run(config)
+    if outcome.get("report"):
+        print(outcome["report"])
+    if options.module == "run":
+        print(
+            f"Kept {outcome['kept']} of {outcome['images']} images "
+            f"({outcome['quarantined']} quarantined).\n"
+            f"Manifest: {outcome['manifest']}\nCoreset shards and lists: {outcome['shards']}"
+        )
+
+
+def _make_shards(options: argparse.Namespace) -> None:
+    from coreset_ray.io.sources import make_shards
+
+    made = make_shards(
+        options.source,
+        options.out,
+        per_shard=options.per_shard,
+        seed=options.seed,
+        shuffle=not options.no_shuffle,
+        root=options.root,
+        download=options.download,
+    )
+    for split, counts in made["splits"].items():
+        print(f"{options.out}/{split}: {counts['samples']} samples in {counts['shards']} shards")
+    if made["classes"]:
+        print(f"{len(made['classes'])} classes, named in {options.out}/classes.txt")
+    if made["ignored"]:
+        print(f"{made['ignored']} files belong to no image and were left out")
+
+
+def _list_methods(options: argparse.Namespace) -> None:
+    from dataclasses import fields
+
+    from coreset_ray.catalog import methods, shape_of
+
+    rows = [
+        {
+            "name": name,
+            "shape": shape_of(method),
+            "needs": list(method.needs),
+            "params": {f.name: f.default for f in fields(method)},  # type: ignore[arg-type]
+            "cost": method.cost,
+            "source": method.source,
+        }
+        for name, method in methods().items()
+    ]
+    if options.json:
+        print(json.dumps(rows, indent=1))
+        return
+    for row in rows:
+        print(
+            f"{row['name']}\n  shape   {row['shape']}\n  needs   {', '.join(row['needs']) or '-'}"
+        )
+        print(f"  params  {', '.join(f'{k}={v}' for k, v in row['params'].items()) or '-'}")
+        print(f"  cost    {row['cost']}\n  source  {row['source']}")
+
+
+def _is_expected(error: Exception) -> bool:
+    """Failures that a message explains; anything else is a defect and shows its traceback."""
+    return isinstance(error, (RuntimeError, OSError))
+
+
+def _fail(error: Exception, status: int) -> int:
+    print(f"coreset-ray: {error}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,270 @@
+"""Typed, frozen configuration of a run, read strictly from YAML.
+
+Keys are grouped by what they change: everything under `compute` changes only speed and stays
+out of every fingerprint; everything else may change an answer.
+"""
+
+import dataclasses
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from coreset_ray import catalog
+from coreset_ray.core.method import Scorer
+from coreset_ray.models.encoders import EncoderSpec
+from coreset_ray.models.recipe import Recipe
+from coreset_ray.strict import validate
+
+_DEFAULT_ENCODERS = ("torchvision:resnet18", "open_clip:ViT-L-14/openai")
+
+
+Positive = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**64)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class PoolConfig(Section):
+    """Where the images are.
+
+    shards: tar files, globs, brace ranges ({00000..00049}), folders, or @FILE, a text file with
+    one of these a line. root: shard names (and so identities) are paths relative to it; by
+    default relative to the folder that each entry names.
+    """
+
+    shards: Annotated[tuple[str, ...], Field(min_length=1)]
+    root: str | None = None
+
+
+class EmbedConfig(Section):
+    """encoders: concatenated in order. max_bad: the share of images (and of shards) that may be
+    unusable before the run fails. max_pixels: larger images are quarantined undecoded."""
+
+    encoders: Annotated[tuple[EncoderSpec, ...], Field(min_length=1)] = tuple(
+        EncoderSpec(name) for name in _DEFAULT_ENCODERS
+    )
+    dtype: Literal["float32", "float16"] = "float32"
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    max_bad: Annotated[float, Field(ge=0, le=1)] = 0.01
+    max_pixels: Positive = 50_000_000
+
+
+class ScoreConfig(Section):
+    """params: the method's own hyper-parameters, see `coreset-ray methods`."""
+
+    method: str = "blindcs"
+    seed: Seed = 0
+    params: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _method_exists(self) -> "ScoreConfig":
+        self.build()
+        return self
+
+    def build(self) -> Scorer:
+        return catalog.build(self.method, self.params, "score.params")
+
+
+class SelectConfig(Section):
+    """budget: an integer is a count, a fraction (0.01) a share of the pool."""
+
+    budget: Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, le=1)]
+
+
+class ExportConfig(Section):
+    """order: `pool` follows the shards, `manifest` the ranking. out: default in the workspace."""
+
+    order: Literal["pool", "manifest"] = "pool"
+    samples_per_shard: Positive = 1000
+    out: str | None = None
+
+
+class ProbeConfig(Section):
+    """Multinomial logistic regression on standardised embeddings. l2: weight of ½‖W‖² beside the
+    mean loss over the coreset."""
+
+    l2: Annotated[float, Field(gt=0)] = 1e-3
+    max_iterations: Positive = 500
+
+
+class EvaluateConfig(Section):
+    """test: labeled test shards. labels: `cls` for the .cls member, or a CSV file with columns
+    key,label (shard,key,label where keys repeat). seeds: of random choices and of training.
+    reselect: also score and select anew with each seed, so that the spread covers the method.
+    weighted: add rows that train with the loss weights of Eq. 10, and their control."""
+
+    test: PoolConfig
+    labels: str = "cls"
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0, 1, 2, 3, 4)
+    reselect: bool = False
+    weighted: bool = True
+    probe: ProbeConfig | None = ProbeConfig()
+    resnet: Recipe | None = None
+
+    @model_validator(mode="after")
+    def _seeds_differ(self) -> "EvaluateConfig":
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds {list(self.seeds)} names a seed twice")
+        return self
+
+
+class ComputeConfig(Section):
+    """Speed only. address: a Ray cluster (default: RAY_ADDRESS, else a running one, else a local
+    Ray). encoders: encoder actors (default: as the GPUs, else the CPUs, allow).
+    encoder_gpus: GPUs of one actor, a fraction puts several on a GPU. score_workers: processes
+    that share the draws (default: one a CPU)."""
+
+    address: str | None = None
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    batch_size: Positive = 64
+    encoders: Positive | None = None
+    encoder_gpus: Annotated[float, Field(gt=0, le=1)] = 1.0
+    score_workers: Positive | None = None
+    train_workers: Positive = 1
+    loader_workers: Annotated[int, Field(ge=0)] = 0
+
+
+class Config(Section):
+    """One run: from shards to an evaluated coreset, everything under `workspace`."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")] = "coreset"
+    workspace: str
+    pool: PoolConfig
+    embed: EmbedConfig = EmbedConfig()
+    score: ScoreConfig = ScoreConfig()
+    select: SelectConfig
+    export: ExportConfig = ExportConfig()
+    evaluate: EvaluateConfig | None = None
+    compute: ComputeConfig = ComputeConfig()
+
+    def replace(self, section: str, **changes: Any) -> "Config":
+        """A copy with keys of one section changed."""
+        part = getattr(self, section).model_copy(update=changes)
+        return self.model_copy(update={section: part})
+
+
+def load(path: str | Path, overrides: list[str] | None = None) -> Config:
+    """The configuration in a YAML file, with `section.key=value` overrides applied in order.
+
+    Raises `ValueError` that names the file, the path of each wrong key, its value and what was
+    expected.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise ValueError(f"configuration {str(path)!r} is not a file: give the path of a YAML file")
+    try:
+        data = yaml.load(file.read_text("utf-8"), Loader=_Loader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not readable as YAML: {error}") from error
+    if not isinstance(data, dict):
+        raise ValueError(f"{path}: expected a mapping of sections, got {type(data).__name__}")
+    for text in overrides or []:
+        _override(data, text)
+    try:
+        return validate(Config, _spelled_out(data))
+    except ValueError as error:
+        raise ValueError(f"{path}:\n{error}") from None
+
+
+def fingerprint(data: Any) -> str:
+    """12 hex digits of the SHA-256 of the data as canonical JSON."""
+    text = json.dumps(data, sort_keys=True, separators=(",", ":"), default=_plain)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def plain(config: Config) -> dict[str, Any]:
+    """The whole configuration as JSON-able values, for the record."""
+    return json.loads(config.model_dump_json())
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    raise TypeError(f"{type(value).__name__} cannot be fingerprinted")
+
+
+def _spelled_out(data: dict[str, Any]) -> dict[str, Any]:
+    """A single shard entry or encoder written for a list of one, an encoder's name for it all."""
+    for *sections, key in (
+        ["pool", "shards"],
+        ["evaluate", "test", "shards"],
+        ["embed", "encoders"],
+    ):
+        node: Any = data
+        for section in sections:
+            node = node.get(section) if isinstance(node, dict) else None
+        if isinstance(node, dict) and isinstance(node.get(key), (str, dict)):
+            node[key] = [node[key]]
+        if key == "encoders" and isinstance(node, dict) and isinstance(node.get(key), list):
+            node[key] = [{"name": e} if isinstance(e, str) else e for e in node[key]]
+    return data
+
+
+def _override(data: dict[str, Any], text: str) -> None:
+    path, equals, value = text.partition("=")
+    if not equals or not path:
+        raise ValueError(f"override {text!r}: expected section.key=value")
+    *parents, last = path.split(".")
+    node: Any = data
+    for depth, step in enumerate(parents):
+        child = _child(node, step, text)
+        if not isinstance(child, (dict, list)):
+            if child is not None:
+                place = ".".join(parents[: depth + 1])
+                raise ValueError(f"override {text!r}: {place} is {child!r}, which has no keys")
+            child = node[step] = {}
+        node = child
+    try:
+        parsed = yaml.load(value, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"override {text!r}: {value!r} is not a YAML value") from error
+    if isinstance(node, list):
+        _child(node, last, text)
+        node[int(last)] = parsed
+    else:
+        node[last] = parsed
+
+
+def _child(node: Any, step: str, text: str) -> Any:
+    if isinstance(node, dict):
+        return node.get(step)
+    if not step.isdigit() or int(step) >= len(node):
+        raise ValueError(f"override {text!r}: {step!r} is no position in a list of {len(node)}")
+    return node[int(step)]
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that refuses a key given twice and reads 1e-4 as the number it is."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str):
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key!r} is not text", key_node.start_mark
+                )
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key!r} is given twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"),
+    list("-+0123456789"),
+)

@@ -1,0 +1,70 @@
+"""The shapes of a method. A method is one frozen dataclass in one file; its fields are its
+hyper-parameters, and the file's name is the method's name.
+
+Local and distributed runners call the same functions of these shapes, so what a method gives
+does not depend on where it ran.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+
+from coreset_ray.core.pool import Pool
+
+
+class Scorer(ABC):
+    """A method that gives every image one number; the highest are kept.
+
+    needs: the columns it may see. source: where its equations stand. cost: in the legend's
+    letters.
+    """
+
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = {"extra": "forbid"}  # no unknown settings
+
+    needs: ClassVar[tuple[str, ...]]
+    source: ClassVar[str]
+    cost: ClassVar[str]
+
+    def rank_key(self, score: np.ndarray, uid: np.ndarray, seed: int) -> np.ndarray:
+        """What the ranking sorts by: (n,) scores → (n,) float64. The score itself by default."""
+        return score
+
+    def weight(self, score: np.ndarray, low: float, high: float) -> np.ndarray:
+        """Loss weight of rows with these scores; low and high span the pool's scores."""
+        return np.ones(len(score))
+
+
+class PerSample(Scorer):
+    """Each row's score depends on that row alone: mapped over blocks of any size."""
+
+    @abstractmethod
+    def score(self, block: Pool, seed: int) -> np.ndarray:
+        """Scores of a block's rows, (rows,) float64."""
+
+
+class Sampled(Scorer):
+    """A sum over t independent draws, split over workers in any way.
+
+    `tally` returns integers, so the sum is exact in any order; draw number i is a function of
+    (seed, i) alone. Rows of a prepared pool are in ascending order of uid.
+    """
+
+    draws: int
+
+    @abstractmethod
+    def prepare(self, pool: Pool) -> Any:
+        """What every worker needs, made once. The pool's rows must be in ascending uid order."""
+
+    @abstractmethod
+    def tally(self, prepared: Any, seed: int, first: int, last: int) -> np.ndarray:
+        """Sum over draws first … last - 1: (channels, n) int64."""
+
+    @abstractmethod
+    def columns(self, total: np.ndarray) -> dict[str, np.ndarray]:
+        """Sum over all draws → named (n,) float64 columns, `score` among them."""
+
+    def facts(self, prepared: Any) -> dict[str, Any]:
+        """What the run record should say of this pool (JSON-able)."""
+        return {}

@@ -1,0 +1,66 @@
+"""A pool: rows with an identity, and the columns a method may see."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Pool:
+    """n images as arrays.
+
+    uid: (n, 2) uint64, the two halves of each image's 128-bit identity; no two rows alike.
+    columns: name → array of n rows, e.g. `embedding` (n, m). Arrays are handed out read-only.
+    """
+
+    uid: np.ndarray
+    columns: Mapping[str, np.ndarray]
+
+    def __len__(self) -> int:
+        return len(self.uid)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name not in self.columns:
+            raise KeyError(
+                f"column {name!r} is not in this view of the pool, which holds "
+                f"{sorted(self.columns)}: a method sees only the columns named in its `needs`"
+            )
+        view = self.columns[name].view()
+        view.flags.writeable = False
+        return view
+
+    def restrict(self, needs: Iterable[str]) -> "Pool":
+        """The same rows with only the columns named; `ValueError` when one is missing."""
+        missing = [name for name in needs if name not in self.columns]
+        if missing:
+            raise ValueError(
+                f"this method needs the column {missing[0]!r}, and the pool holds "
+                f"{sorted(self.columns)}: make that table first or choose another method"
+            )
+        return Pool(self.uid, {name: self.columns[name] for name in needs})
+
+    def take(self, rows: np.ndarray) -> "Pool":
+        """The rows named, in that order. rows: (r,) integers or a slice."""
+        return Pool(self.uid[rows], {name: c[rows] for name, c in self.columns.items()})
+
+
+def pool_of(embedding: np.ndarray, uid: np.ndarray | None = None) -> Pool:
+    """A pool around an (n, m) array; without `uid`, a row's identity is its position."""
+    z = np.asarray(embedding)
+    if z.ndim != 2 or z.shape[0] == 0 or z.shape[1] == 0:
+        raise ValueError(f"embedding has shape {z.shape}: expected (n, m) with n ≥ 1 and m ≥ 1")
+    if not np.issubdtype(z.dtype, np.floating):
+        raise ValueError(f"embedding has dtype {z.dtype}: expected a floating-point array")
+    if uid is None:
+        uid = np.stack([np.zeros(len(z), np.uint64), np.arange(len(z), dtype=np.uint64)], axis=1)
+    if uid.shape != (len(z), 2) or uid.dtype != np.uint64:
+        raise ValueError(
+            f"uid has shape {uid.shape} and dtype {uid.dtype}: expected ({len(z)}, 2) uint64"
+        )
+    return Pool(uid, {"embedding": z})
+
+
+def uid_order(uid: np.ndarray) -> np.ndarray:
+    """Rows in ascending order of uid: the order that settles every tie. (n, 2) → (n,) int64."""
+    return np.lexsort((uid[:, 1], uid[:, 0]))

@@ -1,0 +1,1 @@
+"""The only place with Ray. Knows shapes of methods, never a method by name."""

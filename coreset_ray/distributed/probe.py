@@ -1,0 +1,77 @@
+"""Linear probes as Ray tasks, each reading only the embeddings of its own coreset."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+
+from coreset_ray.io.filesystem import locate
+from coreset_ray.io.tables import PartedTable, matrix, read_table
+from coreset_ray.models.probe import linear_probe
+
+
+@dataclass(frozen=True)
+class ProbeJob:
+    """One coreset to probe. train, test: columns uid and label (integers), train also weight;
+    weighted: whether the fit uses it."""
+
+    train: pa.Table
+    weighted: bool
+
+
+def probe_all(
+    jobs: list[ProbeJob],
+    pool: tuple[PartedTable, list[str]],
+    test: tuple[PartedTable, list[str]],
+    truth: pa.Table,
+    *,
+    l2: float,
+    max_iterations: int,
+) -> list[dict[str, Any]]:
+    """Accuracy of each job's probe on the test images, in the order of the jobs.
+
+    pool, test: a table and the names of its parts; truth: columns uid and label of test images.
+    """
+    embeddings = _gather.remote(test[0].folder.uri, test[1], truth["uid"])
+    answer = ray.put(truth["label"].to_numpy())
+    settings = {"l2": l2, "max_iterations": max_iterations}
+    folder = pool[0].folder.uri
+    return ray.get([_probe.remote(j, folder, pool[1], embeddings, answer, settings) for j in jobs])
+
+
+@ray.remote(num_cpus=1)
+def _probe(
+    job: ProbeJob,
+    folder: str,
+    parts: list[str],
+    test: np.ndarray,
+    truth: np.ndarray,
+    settings: dict[str, Any],
+) -> dict[str, Any]:
+    train = _rows(folder, parts, job.train["uid"])
+    weights = job.train["weight"].to_numpy() if job.weighted else None
+    labels = job.train["label"].to_numpy()
+    return asdict(linear_probe(train, labels, weights, test, truth, **settings))
+
+
+@ray.remote(num_cpus=1)
+def _gather(folder: str, parts: list[str], uid: pa.ChunkedArray) -> np.ndarray:
+    return _rows(folder, parts, uid)
+
+
+def _rows(folder: str, parts: list[str], uid: pa.ChunkedArray) -> np.ndarray:
+    """Embeddings of the images named, (k, m) float32 in that order; one part in memory at a
+    time beside the result."""
+    table = PartedTable(locate(folder))
+    wanted = pa.array(uid.to_pylist())
+    found = []
+    for part in parts:
+        rows = read_table(table.part(part), ["uid", "embedding"])
+        found.append(rows.filter(pc.is_in(rows["uid"], value_set=wanted)))
+    rows = pa.concat_tables(found)
+    place = pc.index_in(wanted, value_set=rows["uid"].combine_chunks())
+    assert place.null_count == 0, "an image to probe is not in the table"
+    return matrix(rows["embedding"])[place.to_numpy()]

@@ -1,0 +1,100 @@
+"""Gathers the rows of shards under way and commits each shard once it is whole."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import ray
+
+from coreset_ray.io.filesystem import locate
+from coreset_ray.io.shards import Shard
+from coreset_ray.io.tables import QUARANTINE, Commit, PartedTable, content_hash, part_name
+
+_Fault = tuple[str, str]  # key, reason
+
+
+@dataclass
+class _Shard:
+    """What has come in so far. Messages may come twice, when Ray repeats a lost task."""
+
+    blocks: dict[int, pa.Table] = field(default_factory=dict)  # by the number of its first row
+    faults: dict[int, list[_Fault]] = field(default_factory=dict)
+    precision: str = ""
+    end: tuple[Shard, int, list[_Fault], str] | None = None
+
+    def whole(self) -> bool:
+        seen = sum(b.num_rows for b in self.blocks.values())
+        return self.end is not None and seen + sum(map(len, self.faults.values())) == self.end[1]
+
+
+@ray.remote(num_cpus=0, max_restarts=0)
+class PartWriter:
+    """Owns some of the shards of one run."""
+
+    def __init__(self, table: str):
+        self._table = PartedTable(locate(table))
+        self._shards: dict[str, _Shard] = {}
+        self._state: dict[str, Any] = {
+            **{"shards": 0, "rows": 0, "quarantined": 0, "unreadable": {}, "error": None}
+        }
+        self._committed: set[str] = set()
+
+    def add(
+        self, shard: str, start: int, rows: pa.Table, faults: list[_Fault], precision: str
+    ) -> None:
+        """Rows of a shard that begin at its `start`-th decoded image."""
+        if shard not in self._committed:
+            under_way = self._shards.setdefault(shard, _Shard())
+            under_way.blocks[start], under_way.faults[start] = rows, faults
+            under_way.precision = precision
+            self._commit_if_whole(shard)
+
+    def finish(self, shard: Shard, decoded: int, faults: list[_Fault], fault: str) -> None:
+        """The shard's end was reached: images decoded, samples refused, why it ended early."""
+        if shard.name not in self._committed:
+            self._shards.setdefault(shard.name, _Shard()).end = (shard, decoded, faults, fault)
+            self._commit_if_whole(shard.name)
+
+    def unreadable(self, shard: str, reason: str) -> None:
+        self._shards.pop(shard, None)
+        self._state["unreadable"][shard] = reason
+
+    def state(self) -> dict[str, Any]:
+        """Counts of what is committed, shards that could not be read, the error of a write."""
+        return self._state
+
+    def _commit_if_whole(self, name: str) -> None:
+        gathered = self._shards[name]
+        if not gathered.whole():
+            return
+        assert gathered.end is not None, "a whole shard has its end"
+        shard, _, refused, fault = gathered.end
+        faults = refused + [f for start in sorted(gathered.faults) for f in gathered.faults[start]]
+        if fault:
+            faults.append(("", fault))
+        blocks = [gathered.blocks[start] for start in sorted(gathered.blocks)]
+        rows = pa.concat_tables(blocks) if blocks else None
+        record = Commit(
+            shard=name,
+            part=part_name(shard),
+            rows=rows.num_rows if rows else 0,
+            quarantined=len(faults),
+            fault=fault,
+            content=content_hash(rows) if rows else "",
+            precision=gathered.precision,
+        )
+        columns = [[name] * len(faults), [k for k, _ in faults], [r for _, r in faults]]
+        quarantine = pa.Table.from_arrays([pa.array(c) for c in columns], schema=QUARANTINE)
+        self._write(record, rows, quarantine)
+        del self._shards[name]
+        self._committed.add(name)
+        self._state["shards"] += 1
+        self._state["rows"] += record.rows
+        self._state["quarantined"] += record.quarantined
+
+    def _write(self, record: Commit, rows: pa.Table | None, quarantine: pa.Table) -> None:
+        try:
+            self._table.commit(record, rows, quarantine)
+        except OSError as error:
+            self._state["error"] = f"shard {record.shard!r} was not committed: {error}"
+            raise

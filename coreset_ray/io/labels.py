@@ -1,0 +1,72 @@
+"""Labels, for evaluation only: from .cls members, or from a CSV file by key."""
+
+from collections.abc import Sequence
+
+import pyarrow as pa
+from pyarrow import csv
+
+from coreset_ray.io.filesystem import locate
+
+
+def attach_labels(images: pa.Table, source: str) -> pa.Table:
+    """Adds a text column `label` to rows of `MEMBERS` that are images.
+
+    images: all members of the samples, images and others. source: `cls`, or the path of a CSV
+    file with columns key,label, or shard,key,label where keys repeat across shards.
+    Returns the image rows. Raises `ValueError` naming how many images have no label, and one.
+    """
+    found = _from_members(images) if source == "cls" else _from_csv(images, source)
+    rows = images.filter(images["image"])
+    labels = [found.get(uid) for uid in rows["uid"].to_pylist()]
+    missing = [i for i, label in enumerate(labels) if label is None or not label.strip()]
+    if missing:
+        shard, key = rows["shard"][missing[0]].as_py(), rows["key"][missing[0]].as_py()
+        raise ValueError(
+            f"{len(missing)} of {len(rows)} images to evaluate have no label in {source!r} (shard "
+            f"{shard!r}, key {key!r} first). The random choices beside the coreset need labels "
+            "too: add them to the shards as .cls, or to a CSV file named by evaluate.labels"
+        )
+    return rows.append_column("label", pa.array([str(label).strip() for label in labels]))
+
+
+def class_names(labels: Sequence[str]) -> list[str]:
+    """The distinct labels in order: by number where all are whole numbers, else by text."""
+    names = set(labels)
+    return sorted(names, key=int if all(_is_whole(n) for n in names) else str)
+
+
+def _from_members(members: pa.Table) -> dict[str, str]:
+    rows = members.filter(pa.compute.is_valid(members["text"]))
+    return dict(zip(rows["uid"].to_pylist(), rows["text"].to_pylist(), strict=True))
+
+
+def _from_csv(members: pa.Table, path: str) -> dict[str, str]:
+    location = locate(path)
+    if not location.exists():
+        raise ValueError(f"evaluate.labels={path!r} does not exist: give `cls` or a CSV file")
+    text = csv.ConvertOptions(
+        column_types={name: pa.string() for name in ("shard", "key", "label")},
+        strings_can_be_null=False,
+    )
+    with location.open_stream() as stream:
+        table = csv.read_csv(stream, convert_options=text)
+    by = [name for name in ("shard", "key") if name in table.column_names]
+    if "key" not in by or "label" not in table.column_names:
+        raise ValueError(
+            f"evaluate.labels={path!r} has columns {table.column_names}: expected key,label or "
+            "shard,key,label"
+        )
+    places = list(zip(*(table[name].to_pylist() for name in by), strict=True))
+    labels = dict(zip(places, table["label"].to_pylist(), strict=True))
+    if len(labels) < len(places):
+        raise ValueError(
+            f"evaluate.labels={path!r} names {len(places) - len(labels)} images twice by "
+            f"{','.join(by)}: keep one line an image, with columns shard,key,label"
+        )
+    wanted = zip(*(members[name].to_pylist() for name in by), strict=True)
+    found = zip(members["uid"].to_pylist(), wanted, strict=True)
+    return {uid: labels[place] for uid, place in found if place in labels}
+
+
+def _is_whole(text: str) -> bool:
+    return text.removeprefix("-").isdecimal()

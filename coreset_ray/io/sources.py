@@ -1,0 +1,92 @@
+"""Make WebDataset shards from a source: `digits`, `torchvision:<Name>` or a folder of images."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+from coreset_ray.io.source_digits import digits_samples, open_digits
+from coreset_ray.io.source_folder import folder_samples, open_folder
+from coreset_ray.io.source_sample import Sample, Source
+from coreset_ray.io.source_torchvision import open_torchvision, torchvision_samples
+from coreset_ray.io.source_writer import check_per_shard, refuse_shards_in, write_shards
+
+__all__ = [
+    "Sample",
+    "digits_samples",
+    "folder_samples",
+    "make_shards",
+    "torchvision_samples",
+    "write_shards",
+]
+
+_TORCHVISION = "torchvision:"
+
+
+def make_shards(
+    source: str,
+    out: str | Path,
+    *,
+    per_shard: int = 1000,
+    seed: int = 0,
+    shuffle: bool = True,
+    root: str | Path | None = None,
+    download: bool = False,
+) -> dict[str, Any]:
+    """Write `source` as shards `out/<split>/00000.tar`, … and its class names as `out/classes.txt`.
+
+    A source without splits is all `train`. The same source, seed and `per_shard` give the same
+    bytes. `seed` sets the order over shards, and the held-out split of `digits`; `root` and
+    `download` are for torchvision. Returns
+
+        {"splits": {"train": {"samples": 1437, "shards": 2}, …}, "classes": ["0", …], "ignored": 0}
+
+    where `classes` is empty if the source names none, and `ignored` counts the files of a folder
+    that belong to no image. `out/classes.txt` is written last.
+
+    ValueError: a source that is missing, empty, unknown or inconsistent, `per_shard` < 1, an
+    `out` that already holds shards or lies in the source. A message names value and remedy.
+    """
+    out = Path(out)
+    check_per_shard(per_shard)
+    refuse_shards_in(out)
+    opened = _open(source, out, seed=seed, root=root, download=download)
+    _check_classes(opened.classes)
+    counts = {}
+    for name, split in opened.splits.items():
+        samples = split.shuffled(seed) if shuffle else iter(split)
+        shards = write_shards(samples, out / name, per_shard=per_shard)
+        counts[name] = {"samples": split.size, "shards": len(shards)}
+    if opened.classes:
+        _write_classes(out / "classes.txt", opened.classes)
+    return {"splits": counts, "classes": list(opened.classes), "ignored": opened.ignored}
+
+
+def _open(source: str, out: Path, *, seed: int, root: str | Path | None, download: bool) -> Source:
+    if source.startswith(_TORCHVISION):
+        return open_torchvision(source.removeprefix(_TORCHVISION), root, download=download)
+    if root is not None or download:
+        warnings.warn(
+            f"root and download are for 'torchvision:…' and are ignored for {source!r}",
+            stacklevel=3,
+        )
+    if source == "digits":
+        return open_digits(seed=seed)
+    if out.resolve().is_relative_to(Path(source).resolve()):
+        raise ValueError(
+            f"output {str(out)!r} lies in the source {source!r} and would become part of it: "
+            "choose a folder outside"
+        )
+    return open_folder(source)
+
+
+def _check_classes(classes: tuple[str, ...]) -> None:
+    for name in classes:
+        if name.splitlines() != [name]:
+            raise ValueError(f"class name {name!r} does not fit on one line: rename its folder")
+
+
+def _write_classes(path: Path, classes: tuple[str, ...]) -> None:
+    """One name a line; the line's number, from 0, is the class index."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text("\n".join(classes) + "\n", encoding="utf-8", errors="surrogateescape")
+    partial.replace(path)

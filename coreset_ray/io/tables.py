@@ -1,0 +1,161 @@
+"""The tables of a workspace: their columns, and parts that count only when committed.
+
+One part and one commit record for each shard of the pool. A part is named after its shard and
+what the shard was when it was read, so a shard that changes gets a new part and no finished
+part is ever written again.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import fs as pafs
+
+from coreset_ray.io.filesystem import Location
+from coreset_ray.io.shards import Shard
+
+QUARANTINE = pa.schema([("shard", pa.string()), ("key", pa.string()), ("reason", pa.string())])
+
+MANIFEST = pa.schema(
+    [
+        ("uid", pa.string()),
+        ("shard", pa.string()),
+        ("key", pa.string()),
+        ("rank", pa.int64()),
+        ("score", pa.float64()),
+        ("weight", pa.float64()),
+        ("reason", pa.string()),
+    ]
+)
+
+
+def embedding_schema(width: int, dtype: str) -> pa.Schema:
+    """Columns of an embedding part. width: m; dtype: float32 or float16."""
+    value = {"float32": pa.float32(), "float16": pa.float16()}[dtype]
+    return pa.schema(
+        [
+            ("uid", pa.string()),
+            ("shard", pa.string()),
+            ("key", pa.string()),
+            ("sha256", pa.string()),
+            ("width", pa.int32()),
+            ("height", pa.int32()),
+            ("embedding", pa.list_(value, width)),
+        ]
+    )
+
+
+def uid_of(shard: str, key: str) -> str:
+    """The identity of an image: a 128-bit BLAKE2b hash of shard name and key, 32 hex digits."""
+    return hashlib.blake2b(f"{shard}\0{key}".encode(), digest_size=16).hexdigest()
+
+
+def uid_words(uid: pa.Array | pa.ChunkedArray) -> np.ndarray:
+    """uid strings → (n, 2) uint64, whose order is the order of the strings."""
+    joined = bytes.fromhex("".join(uid.to_pylist()))
+    return np.frombuffer(joined, ">u8").reshape(-1, 2).astype(np.uint64)
+
+
+def matrix(column: pa.ChunkedArray) -> np.ndarray:
+    """A fixed_size_list column → (n, m) float32."""
+    width = column.type.list_size
+    chunks = [c.flatten().to_numpy(zero_copy_only=False) for c in column.chunks]
+    flat = np.concatenate(chunks) if chunks else np.empty(0, np.float32)
+    return flat.reshape(-1, width).astype(np.float32, copy=False)
+
+
+def write_table(location: Location, table: pa.Table) -> None:
+    """The table as a Parquet file that is whole or absent."""
+    with location.replacing() as sink:
+        pq.write_table(table, sink, compression="zstd")
+
+
+def read_table(location: Location, columns: Sequence[str] | None = None) -> pa.Table:
+    """The named columns of a Parquet file."""
+    with location.open_file() as source:
+        return pq.read_table(source, columns=list(columns) if columns is not None else None)
+
+
+@dataclass(frozen=True)
+class Commit:
+    """What one committed part holds. content: hash of its rows, empty where it has none; fault:
+    why the shard could not be read to its end, or empty; precision: what the encoder ran in."""
+
+    shard: str
+    part: str
+    rows: int
+    quarantined: int
+    fault: str
+    content: str
+    precision: str
+
+
+class PartedTable:
+    """A folder of parts: parts/NAME.parquet + NAME.done.json, quarantine/NAME.parquet."""
+
+    def __init__(self, folder: Location):
+        self.folder = folder
+
+    def part(self, name: str) -> Location:
+        return self.folder / "parts" / f"{name}.parquet"
+
+    def quarantine(self, name: str) -> Location:
+        return self.folder / "quarantine" / f"{name}.parquet"
+
+    def commit(self, record: Commit, rows: pa.Table | None, quarantine: pa.Table) -> None:
+        """Writes a part (none for a shard without images); the record comes last and makes it
+        count."""
+        if quarantine.num_rows:
+            write_table(self.quarantine(record.part), quarantine)
+        if rows is not None:
+            write_table(self.part(record.part), rows)
+        self._record(record.part).write_json(asdict(record))
+
+    def committed(self, shards: Iterable[Shard]) -> dict[str, Commit]:
+        """The commit record of each shard that has one, by the shard's name."""
+        folder = self.folder / "parts"
+        selector = pafs.FileSelector(folder.path, allow_not_found=True)
+        present = {info.base_name for info in folder.fs.get_file_info(selector)}
+        names = {s.name: part_name(s) for s in shards}
+        found = {n: self._record(p) for n, p in names.items() if f"{p}.done.json" in present}
+        with ThreadPoolExecutor(16) as pool:  # in an object store each read is a round trip
+            records = pool.map(Location.read_json, found.values())
+            return {name: Commit(**record) for name, record in zip(found, records, strict=True)}
+
+    def _record(self, name: str) -> Location:
+        return self.folder / "parts" / f"{name}.done.json"
+
+
+def part_name(shard: Shard) -> str:
+    """The file name of a shard's part: its own name made safe, and a hash of name, size, mtime."""
+    mark = hashlib.blake2b(
+        f"{shard.name}\0{shard.size}\0{shard.mtime_ns}".encode(), digest_size=6
+    ).hexdigest()
+    stem = re.sub(r"[^A-Za-z0-9_-]+", "_", shard.name.removesuffix(".tar")).strip("_")
+    return f"{stem[:80]}-{mark}"
+
+
+def content_hash(rows: pa.Table) -> str:
+    """32 hex digits over the identity, the image hash and the embedding of every row, in order."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name in ("uid", "sha256"):
+        digest.update("".join(rows[name].to_pylist()).encode())
+    digest.update(np.ascontiguousarray(matrix(rows["embedding"])).tobytes())
+    return digest.hexdigest()
+
+
+def schema_difference(found: pa.Schema, expected: pa.Schema) -> str:
+    """What differs, in words; empty when nothing does."""
+    pairs: list[Any] = [
+        f"{f.name}: {found.field(f.name).type if f.name in found.names else 'missing'}, "
+        f"expected {f.type}"
+        for f in expected
+        if f.name not in found.names or found.field(f.name).type != f.type
+    ]
+    return "; ".join(pairs)

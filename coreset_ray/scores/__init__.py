@@ -1,0 +1,1 @@
+"""Scorers: one method a file, found by looking in this folder."""

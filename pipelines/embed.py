@@ -1,0 +1,77 @@
+"""shards → embedding table and snapshot. Embeds only shards that have no part yet."""
+
+import logging
+from typing import Any
+
+from coreset_ray.config import Config
+from coreset_ray.distributed.embed import embed_shards, plan_embedding
+from coreset_ray.distributed.session import choose_device, cluster, session
+from coreset_ray.io.tables import Commit
+from coreset_ray.io.workspace import Workspace, snapshot_of
+from pipelines.inputs import Table, key_of, pool_table
+
+_log = logging.getLogger(__name__)
+
+
+def run(config: Config) -> dict[str, Any]:
+    """Embeds the pool; returns its snapshot."""
+    return embed(config, pool_table(config))
+
+
+def embed(config: Config, table: Table) -> dict[str, Any]:
+    commits = table.parts.committed(table.shards)
+    before = len(commits)
+    if before < len(table.shards):
+        if not (table.stage.folder / "table.json").exists():
+            (table.stage.folder / "table.json").write_json(table.record())
+        with session(config.compute.address):
+            _embed_missing(config, table)
+        commits = table.parts.committed(table.shards)
+    snapshot = snapshot_of(table.stage.name, commits.values())
+    _log.info(
+        "%s: %d shards (%d new), %d images, %d quarantined, in %s",
+        *(table.kind, len(commits), len(commits) - before),
+        *(snapshot["rows"], snapshot["quarantined"], table.stage.folder.uri),
+    )
+    _judge(config.embed.max_bad, list(commits.values()), table)
+    Workspace(config.workspace).snapshot(key_of(snapshot)).write_json(snapshot)
+    return snapshot
+
+
+def _embed_missing(config: Config, table: Table) -> None:
+    compute, on = config.compute, cluster()
+    device = choose_device(compute.device)
+    if device == "cpu" and compute.encoder_gpus != 1.0:
+        _log.warning("compute.encoder_gpus=%s is ignored: no GPU is used", compute.encoder_gpus)
+    plan = plan_embedding(on, device, compute.batch_size, compute.encoders, compute.encoder_gpus)
+    embed_shards(
+        table.shards,
+        table.parts,
+        config.embed.encoders,
+        plan,
+        dtype=config.embed.dtype,
+        precision=config.embed.precision,
+        max_pixels=config.embed.max_pixels,
+    )
+
+
+def _judge(max_bad: float, commits: list[Commit], table: Table) -> None:
+    """Names broken shards; refuses a pool of which too much is unusable."""
+    broken = [c for c in commits if c.fault]
+    for commit in broken:
+        _log.warning("shard %s: %s; %d images kept", commit.shard, commit.fault, commit.rows)
+    bad = sum(c.quarantined for c in commits)
+    seen = sum(c.rows for c in commits) + bad
+    if bad > max_bad * seen or len(broken) > max_bad * len(commits):
+        raise ValueError(
+            f"{bad} of {seen} images and {len(broken)} of {len(commits)} shards are unusable, "
+            f"more than embed.max_bad = {max_bad}. The reasons lie in "
+            f"{(table.stage.folder / 'quarantine').uri}. Everything else is embedded and kept: "
+            "mend the pool, or raise embed.max_bad to go on without them"
+        )
+
+
+if __name__ == "__main__":
+    from coreset_ray.cli import main
+
+    main(["embed"])

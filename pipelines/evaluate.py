@@ -1,0 +1,266 @@
+"""coreset → accuracy beside random: probe and ResNet, over seeds, in one table."""
+
+import logging
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from coreset_ray.config import Config, EvaluateConfig, fingerprint, plain
+from coreset_ray.core.random import uid_uniform
+from coreset_ray.distributed.export import locate_members
+from coreset_ray.distributed.probe import ProbeJob, probe_all
+from coreset_ray.distributed.session import choose_device, session
+from coreset_ray.distributed.train import train_and_test
+from coreset_ray.io.labels import attach_labels, class_names
+from coreset_ray.io.shards import list_shards
+from coreset_ray.io.tables import read_table, uid_words, write_table
+from coreset_ray.io.workspace import Stage, Workspace
+from pipelines import export, score, select_coreset
+from pipelines.embed import embed
+from pipelines.inputs import NotReady, Table, filled, pool_table
+from pipelines.report import markdown, results_table
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One row of the report at one seed: who chose the images, and whether weights are used."""
+
+    method: str
+    seed: int
+    weighted: bool
+    rows: pa.Table  # uid, shard, key, weight
+
+    @property
+    def name(self) -> str:
+        return f"{self.method} + weights" if self.weighted else self.method
+
+
+def run(config: Config) -> dict[str, Any]:
+    """Evaluates the selection of this configuration; returns the stage's record."""
+    settings = _settings(config)
+    selection, _ = select_coreset.finished(config)
+    export.finished(config)
+    test = test_table(config)
+    content = fingerprint([selection.name, plain(config)["evaluate"], _shard_marks(test)])
+    stage = Workspace(config.workspace).stage("evaluations", config.name, content)
+    if (record := stage.done()) is not None:
+        _log.info("evaluate: nothing to do, %s is finished", stage.folder.uri)
+        return record
+    with session(config.compute.address):
+        embed(config, test)
+        arms = _arms(config, settings)
+        pool, truth, names = _labeled(config, settings, arms, test)
+        results = []
+        if settings.probe is not None:
+            results += _probe(config, settings, arms, pool, test, truth)
+        if settings.resnet is not None:
+            results += _train(config, settings, arms, pool, truth, names, stage)
+    table = results_table(results)
+    write_table(stage.folder / "results.parquet", table)
+    report = markdown(table)
+    with (stage.folder / "report.md").replacing() as sink:
+        sink.write(report.encode())
+    record = {"selection": selection.name, "results": table.to_pylist(), "report": report}
+    return stage.finish(record)
+
+
+def test_table(config: Config) -> Table:
+    """The embedding table of the test shards."""
+    return Table(config, _settings(config).test, "test_embeddings")
+
+
+def _settings(config: Config) -> EvaluateConfig:
+    if config.evaluate is None:
+        raise NotReady(
+            "the configuration has no `evaluate` section: add one that names labeled test shards"
+        )
+    return config.evaluate
+
+
+def _shard_marks(table: Table) -> list[Any]:
+    return [[s.name, s.size, s.mtime_ns] for s in table.shards]
+
+
+def _arms(config: Config, settings: EvaluateConfig) -> list[Arm]:
+    """For each seed: the coreset, random of the same size, and both with loss weights.
+
+    The second random row carries the coreset's weights in random order: what scaling the loss
+    does by itself, without the selection.
+    """
+    arms = []
+    for seed in settings.seeds:
+        coreset = _manifest(config.replace("score", seed=seed) if settings.reselect else config)
+        baseline = _manifest(config.replace("score", method="random", params={}, seed=seed))
+        arms += [
+            Arm(config.score.method, seed, False, coreset),
+            Arm("random", seed, False, baseline),
+        ]
+        weights = coreset["weight"].to_numpy()
+        if settings.weighted and (weights != 1).any():
+            shuffled = weights[np.argsort(uid_uniform(seed, uid_words(baseline["uid"])))]
+            place = baseline.column_names.index("weight")
+            control = baseline.set_column(place, "weight", pa.array(shuffled))
+            arms += [
+                Arm(config.score.method, seed, True, coreset),
+                Arm("random", seed, True, control),
+            ]
+    return arms
+
+
+def _manifest(config: Config) -> pa.Table:
+    """The manifest of a configuration, scored and selected if it was not yet."""
+    score.run(config)
+    select_coreset.run(config)
+    stage, _ = select_coreset.finished(config)
+    return read_table(stage.folder / "manifest.parquet", ["uid", "shard", "key", "weight"])
+
+
+def _labeled(
+    config: Config, settings: EvaluateConfig, arms: list[Arm], test: Table
+) -> tuple[pa.Table, pa.Table, list[str]]:
+    """Images of all arms and of the test set: uid, path, offset, size, label; class names."""
+    wanted = pa.concat_tables([arm.rows.select(["uid", "shard", "key"]) for arm in arms])
+    wanted = wanted.group_by(["uid", "shard", "key"]).aggregate([])
+    shards = {shard.name: shard for shard in pool_table(config).shards}
+    pool = attach_labels(locate_members(shards, wanted), settings.labels)
+    truth = attach_labels(
+        locate_members({s.name: s for s in test.shards}, _every_image(test)), settings.labels
+    )
+    names = class_names(pool["label"].to_pylist() + truth["label"].to_pylist())
+    return _numbered(pool, names), _numbered(truth, names), names
+
+
+def _every_image(test: Table) -> pa.Table:
+    parts = filled(test.snapshot())
+    columns = ["uid", "shard", "key"]
+    return pa.concat_tables([read_table(test.parts.part(part), columns) for part in parts])
+
+
+def _numbered(images: pa.Table, names: list[str]) -> pa.Table:
+    number = {name: i for i, name in enumerate(names)}
+    label = pa.array([number[text] for text in images["label"].to_pylist()], pa.int32())
+    return images.select(["uid", "path", "offset", "size"]).append_column("label", label)
+
+
+def _training_rows(arm: Arm, images: pa.Table) -> pa.Table:
+    """The arm's images in its own order, with label and weight."""
+    rows = arm.rows.select(["uid", "weight"])
+    order = pa.array(np.arange(len(rows)))
+    joined = rows.append_column("order", order).join(images, "uid").sort_by("order")
+    return joined.drop_columns(["order"])
+
+
+def _probe(
+    config: Config,
+    settings: EvaluateConfig,
+    arms: list[Arm],
+    images: pa.Table,
+    test: Table,
+    truth: pa.Table,
+) -> list[dict[str, Any]]:
+    pool = pool_table(config)
+    assert settings.probe is not None, "the caller checked"
+    outcomes = probe_all(
+        [ProbeJob(_training_rows(arm, images), arm.weighted) for arm in arms],
+        (pool.parts, filled(pool.snapshot())),
+        (test.parts, filled(test.snapshot())),
+        truth,
+        l2=settings.probe.l2,
+        max_iterations=settings.probe.max_iterations,
+    )
+    stuck = sum(not outcome["converged"] for outcome in outcomes)
+    if stuck:
+        _log.warning(
+            "evaluate: %d of %d probes stopped at evaluate.probe.max_iterations = %d before the "
+            "optimum",
+            *(stuck, len(outcomes), settings.probe.max_iterations),
+        )
+    return [_result("probe", arm, o["accuracy"]) for arm, o in zip(arms, outcomes, strict=True)]
+
+
+def _train(
+    config: Config,
+    settings: EvaluateConfig,
+    arms: list[Arm],
+    images: pa.Table,
+    truth: pa.Table,
+    names: list[str],
+    stage: Stage,
+) -> list[dict[str, Any]]:
+    """One training for each arm; one that finished is not repeated."""
+    assert settings.resnet is not None, "the caller checked"
+    gpu = choose_device(config.compute.device) == "cuda"
+    exported = _exported_images(config)
+    results = []
+    for arm in arms:
+        ours = arm.method != "random" and (arm.seed == config.score.seed or not settings.reselect)
+        rows = _training_rows(arm, _moved(images, exported) if ours else images)
+        name = f"{arm.method}-{arm.seed}{'-weighted' if arm.weighted else ''}"
+        done = stage.folder / "training" / name / "result.json"
+        if not done.exists():
+            outcome = train_and_test(
+                rows,
+                truth,
+                replace(settings.resnet, weighted=arm.weighted),
+                classes=len(names),
+                seed=arm.seed,
+                name=name,
+                storage_path=(stage.folder / "training").uri,
+                workers=config.compute.train_workers,
+                use_gpu=gpu,
+                loader_workers=config.compute.loader_workers,
+            )
+            _log.info(
+                "evaluate: %s seed %d: accuracy %.4f", arm.name, arm.seed, outcome["accuracy"]
+            )
+            done.write_json(outcome)
+        results.append(_result(settings.resnet.model, arm, done.read_json()["accuracy"]))
+    return results
+
+
+def _exported_images(config: Config) -> pa.Table:
+    """Where the exported coreset's images lie: uid, path, offset, size."""
+    stage, record = export.finished(config)
+    index = read_table(stage.folder / "index.parquet")
+    shards = {s.name: s for s in list_shards([(stage.folder / n).uri for n in record["shards"]])}
+    wanted = index.select(["uid", "export_shard", "export_key"])
+    wanted = wanted.rename_columns(["pool_uid", "shard", "key"])
+    found = locate_members(shards, _with_uid(wanted))
+    images = found.filter(found["image"]).select(["shard", "key", "path", "offset", "size"])
+    joined = images.join(wanted, ["shard", "key"])
+    return joined.select(["pool_uid", "path", "offset", "size"]).rename_columns(
+        ["uid", "path", "offset", "size"]
+    )
+
+
+def _with_uid(rows: pa.Table) -> pa.Table:
+    from coreset_ray.io.tables import uid_of
+
+    pairs = zip(rows["shard"].to_pylist(), rows["key"].to_pylist(), strict=True)
+    return rows.append_column("uid", pa.array([uid_of(*pair) for pair in pairs]))
+
+
+def _moved(images: pa.Table, exported: pa.Table) -> pa.Table:
+    """The same images and labels, read from the exported shards."""
+    return exported.join(images.select(["uid", "label"]), "uid", join_type="inner")
+
+
+def _result(evaluator: str, arm: Arm, accuracy: float) -> dict[str, Any]:
+    return {
+        "evaluator": evaluator,
+        "method": arm.name,
+        "baseline": "random + weights" if arm.weighted else "random",
+        "seed": arm.seed,
+        "images": len(arm.rows),
+        "accuracy": accuracy,
+    }
+
+
+if __name__ == "__main__":
+    from coreset_ray.cli import main
+
+    main(["evaluate"])

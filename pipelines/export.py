@@ -1,0 +1,95 @@
+"""manifest → coreset shards with original bytes, an index and plain lists."""
+
+import logging
+from typing import Any
+
+from coreset_ray.config import Config, fingerprint
+from coreset_ray.distributed.export import export_samples
+from coreset_ray.distributed.session import session
+from coreset_ray.io.export import write_lists
+from coreset_ray.io.filesystem import locate
+from coreset_ray.io.tables import read_table, write_table
+from coreset_ray.io.workspace import Stage, Workspace
+from pipelines import select_coreset
+from pipelines.inputs import NotReady, pool_table
+
+_log = logging.getLogger(__name__)
+
+
+def stage_of(config: Config) -> tuple[Stage, Stage, str]:
+    """Where this configuration's shards lie, the selection they are of, and a hash of both."""
+    selection, _ = select_coreset.finished(config)
+    export = config.export
+    content = fingerprint([selection.name, export.order, export.samples_per_shard])
+    if export.out is not None:
+        return Stage(locate(export.out)), selection, content
+    return Workspace(config.workspace).stage("exports", config.name, content), selection, content
+
+
+def run(config: Config) -> dict[str, Any]:
+    """Writes the coreset's shards; returns the stage's record."""
+    stage, selection, content = stage_of(config)
+    if (record := stage.done()) is not None:
+        _refuse_other(stage, record, content)
+        _log.info("export: nothing to do, %s is finished", stage.folder.uri)
+        return record
+    _refuse_strangers(stage)
+    manifest = read_table(selection.folder / "manifest.parquet")
+    table = pool_table(config)
+    with session(config.compute.address):
+        index = export_samples(
+            manifest,
+            {shard.name: shard for shard in table.shards},
+            table.parts,
+            stage.folder,
+            order=config.export.order,
+            samples_per_shard=config.export.samples_per_shard,
+        )
+    write_table(stage.folder / "index.parquet", index)
+    write_lists(stage.folder, index)
+    shards = sorted(set(index["export_shard"].to_pylist()))
+    _log.info("export: %d images in %d shards, in %s", len(index), len(shards), stage.folder.uri)
+    return stage.finish({"content": content, "selection": selection.name, "shards": shards})
+
+
+def finished(config: Config) -> tuple[Stage, dict[str, Any]]:
+    """The finished stage and its record; `NotReady` when there is none."""
+    stage, _, content = stage_of(config)
+    record = stage.done()
+    if record is None:
+        raise NotReady("nothing is exported: run `coreset-ray export` with this configuration")
+    _refuse_other(stage, record, content)
+    return stage, record
+
+
+def _refuse_other(stage: Stage, record: dict[str, Any], content: str) -> None:
+    if record.get("content") != content:
+        raise ValueError(
+            f"export.out={stage.folder.uri!r} holds the coreset of {record.get('selection')}: name "
+            "another folder, or empty this one"
+        )
+
+
+def _refuse_strangers(stage: Stage) -> None:
+    """An unfinished export of ours may be finished; a folder of anything else is not touched."""
+    from pyarrow import fs as pafs
+
+    selector = pafs.FileSelector(stage.folder.path, allow_not_found=True)
+    ours = ("index.parquet", "manifest.csv", "manifest.jsonl")
+    for info in stage.folder.fs.get_file_info(selector):
+        name = info.base_name
+        if not (name in ours or name.endswith(".partial") or _is_shard_of_ours(name)):
+            raise ValueError(
+                f"export.out={stage.folder.uri!r} holds {name!r}, which no export wrote: name an "
+                "empty folder"
+            )
+
+
+def _is_shard_of_ours(name: str) -> bool:
+    return name.endswith(".tar") and name[:-4].isdigit()
+
+
+if __name__ == "__main__":
+    from coreset_ray.cli import main
+
+    main(["export"])

@@ -1,0 +1,69 @@
+"""Results as one table: a row for each evaluator and method, random always beside it."""
+
+from typing import Any
+
+import pyarrow as pa
+
+from coreset_ray.core.compare import Difference, paired_difference, spread
+
+RESULTS = pa.schema(
+    [
+        ("evaluator", pa.string()),
+        ("method", pa.string()),
+        ("baseline", pa.string()),
+        ("seed", pa.uint64()),
+        ("images", pa.int64()),
+        ("accuracy", pa.float64()),
+    ]
+)
+
+_COLUMNS = (
+    "evaluator",
+    "images",
+    "method",
+    "accuracy (mean ± std)",
+    "seeds",
+    "difference [95% CI]",
+    "verdict",
+)
+_HEAD = ("| " + " | ".join(_COLUMNS) + " |", "|---|---:|---|---:|---:|---:|---|")
+
+
+def results_table(results: list[dict[str, Any]]) -> pa.Table:
+    """One row for each evaluator, method and seed."""
+    return pa.Table.from_pylist(results, schema=RESULTS)
+
+
+def markdown(results: pa.Table) -> str:
+    """The table a person reads. Differences are to random at the same seeds; a row with weights
+    is held against random carrying the same weights."""
+    accuracy: dict[tuple[str, int, str], dict[int, float]] = {}
+    baseline: dict[str, str] = {}
+    for row in results.to_pylist():
+        place = row["evaluator"], row["images"], row["method"]
+        accuracy.setdefault(place, {})[row["seed"]] = row["accuracy"]
+        baseline[row["method"]] = row["baseline"]
+    lines = list(_HEAD)
+    for (evaluator, images, method), by_seed in accuracy.items():
+        values = list(by_seed.values())
+        cells = [evaluator, str(images), method, _mean(values), str(len(values))]
+        if method == baseline[method]:
+            cells += ["", "baseline"]
+        else:
+            other = accuracy[evaluator, images, baseline[method]]
+            cells += _difference(paired_difference(values, [other[s] for s in by_seed]))
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _mean(values: list[float]) -> str:
+    mean, deviation = 100 * sum(values) / len(values), spread(values)
+    return f"{mean:.2f} ± {100 * deviation:.2f}" if deviation is not None else f"{mean:.2f}"
+
+
+def _difference(d: Difference) -> list[str]:
+    if d.low is None or d.high is None:
+        return [f"{100 * d.mean:+.2f}", d.verdict()]
+    text = f"{100 * d.mean:+.2f} [{100 * d.low:+.2f}, {100 * d.high:+.2f}]"
+    verdict = d.verdict()
+    return [text, f"{verdict} than random" if verdict in ("better", "worse") else verdict]

@@ -1,0 +1,33 @@
+"""The whole chain: embed, score, select, export, evaluate. Finished stages are not repeated."""
+
+from typing import Any
+
+from coreset_ray.config import Config
+from coreset_ray.distributed.session import session
+from pipelines import embed, evaluate, export, score, select_coreset
+
+
+def run(config: Config) -> dict[str, Any]:
+    """Runs every stage; returns where things lie and the report, if there is one."""
+    with session(config.compute.address):
+        snapshot = embed.run(config)
+        score.run(config)
+        select_coreset.run(config)
+        export.run(config)
+        report = evaluate.run(config)["report"] if config.evaluate is not None else None
+    selection, record = select_coreset.finished(config)
+    exported, _ = export.finished(config)
+    return {
+        "images": snapshot["rows"],
+        "quarantined": snapshot["quarantined"],
+        "kept": record["kept"],
+        "manifest": (selection.folder / "manifest.parquet").uri,
+        "shards": exported.folder.uri,
+        "report": report,
+    }
+
+
+if __name__ == "__main__":
+    from coreset_ray.cli import main
+
+    main(["run"])
