@@ -19,7 +19,7 @@ test-all: $(SETUP)
 check: $(SETUP)
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
-	@$(BIN)/pyright
+	@$(BIN)/pyright --pythonpath $(BIN)/python
 	@$(BIN)/python -m pytest -q tests/test_layers.py
 
 format: $(SETUP)

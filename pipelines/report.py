@@ -43,7 +43,7 @@ def markdown(results: pa.Table) -> str:
         place = row["evaluator"], row["images"], row["method"]
         accuracy.setdefault(place, {})[row["seed"]] = row["accuracy"]
         baseline[row["method"]] = row["baseline"]
-    lines = list(_HEAD)
+    lines: list[str] = [*_HEAD]
     for (evaluator, images, method), by_seed in accuracy.items():
         values = list(by_seed.values())
         cells = [evaluator, str(images), method, _mean(values), str(len(values))]

@@ -56,7 +56,7 @@ def run(config: Config) -> dict[str, Any]:
     dropped = outcome["facts"].get("constant_dimensions_dropped")
     if dropped:
         _log.warning(
-            "score: %d of %d dimensions are constant over this pool and never drawn (see done.json)",
+            "score: %d of %d dimensions do not vary over this pool and are never drawn",
             *(len(dropped), outcome["facts"]["dimensions"]),
         )
     return stage.finish(record)

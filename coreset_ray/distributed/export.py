@@ -1,6 +1,7 @@
 """Finds and copies chosen samples on the cluster: a task a source shard, a task a new shard."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pyarrow as pa
 import ray
@@ -75,11 +76,9 @@ def export_samples(
     return index.append_column("export_key", pa.array(keys, pa.string()))
 
 
-def _map(
-    function: ray.remote_function.RemoteFunction, tasks: Sequence[tuple], stage: str, unit: str
-):  # type: ignore[no-untyped-def]
+def _map(function: Any, tasks: Sequence[tuple], stage: str, unit: str) -> list[Any]:
     """Results of the tasks in their order, a bounded number under way."""
-    results = [None] * len(tasks)
+    results: list[Any] = [None] * len(tasks)
     pending: dict[ray.ObjectRef, int] = {}
     with Progress(stage, len(tasks), unit) as progress:
         for number, task in enumerate(tasks):

@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import ray
 
 from coreset_ray.io.filesystem import locate
@@ -66,12 +65,13 @@ def _rows(folder: str, parts: list[str], uid: pa.ChunkedArray) -> np.ndarray:
     """Embeddings of the images named, (k, m) float32 in that order; one part in memory at a
     time beside the result."""
     table = PartedTable(locate(folder))
-    wanted = pa.array(uid.to_pylist())
+    wanted = set(uid.to_pylist())
     found = []
     for part in parts:
         rows = read_table(table.part(part), ["uid", "embedding"])
-        found.append(rows.filter(pc.is_in(rows["uid"], value_set=wanted)))
+        found.append(
+            rows.filter(pa.array([u in wanted for u in rows["uid"].to_pylist()], pa.bool_()))
+        )
     rows = pa.concat_tables(found)
-    place = pc.index_in(wanted, value_set=rows["uid"].combine_chunks())
-    assert place.null_count == 0, "an image to probe is not in the table"
-    return matrix(rows["embedding"])[place.to_numpy()]
+    place = {u: i for i, u in enumerate(rows["uid"].to_pylist())}
+    return matrix(rows["embedding"])[[place[u] for u in uid.to_pylist()]]

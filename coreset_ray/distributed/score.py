@@ -1,10 +1,11 @@
 """Scores a pool on the cluster. Every sum is over integers, so the answer does not depend on
 how many workers shared it, and nothing of the pool's size passes through the driver."""
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import ray
 
 from coreset_ray.core.method import PerSample, Sampled, Scorer
@@ -31,7 +32,7 @@ def score_table(
         ranges = ray.get([_score_part.remote(method, seed, folder, p, target) for p in parts])
         return _span(ranges, {})
     assert isinstance(method, Sampled), f"no runner for {type(method).__name__}"
-    prepared, order, facts = _prepare.remote(method, folder, parts)
+    prepared, order, facts = cast(Any, _prepare.remote(method, folder, parts))
     total = _sum_of_draws(method, seed, prepared, workers)
     ranges = ray.get(_write_scores.remote(method, total, order, folder, parts, target))
     return _span(ranges, ray.get(facts))
@@ -108,7 +109,7 @@ def _write_scores(
     ranges, start = [], 0
     for part in parts:
         with PartedTable(locate(folder)).part(part).open_file() as source:
-            rows = pa.parquet.read_metadata(source).num_rows
+            rows = pq.read_metadata(source).num_rows
         stop = start + rows
         ranges.append(
             _write_part(folder, part, {n: c[start:stop] for n, c in columns.items()}, out)

@@ -36,8 +36,8 @@ def class_names(labels: Sequence[str]) -> list[str]:
 
 
 def _from_members(members: pa.Table) -> dict[str, str]:
-    rows = members.filter(pa.compute.is_valid(members["text"]))
-    return dict(zip(rows["uid"].to_pylist(), rows["text"].to_pylist(), strict=True))
+    pairs = zip(members["uid"].to_pylist(), members["text"].to_pylist(), strict=True)
+    return {uid: text for uid, text in pairs if text is not None}
 
 
 def _from_csv(members: pa.Table, path: str) -> dict[str, str]:

@@ -76,8 +76,8 @@ class Encoder:
             return answer
         ready: dict[tuple[int, Preprocess], torch.Tensor] = {}
         start = 0
-        for spec, prepare, model, array, width in zip(
-            self.specs, self.preprocess, self._models, images, self.widths, strict=True
+        for prepare, model, array, width in zip(
+            self.preprocess, self._models, images, self.widths, strict=True
         ):
             key = (id(array), prepare)
             if key not in ready:
