@@ -16,8 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from coreset_ray import catalog
 from coreset_ray.core.method import Scorer
-from coreset_ray.models.encoders import EncoderSpec
 from coreset_ray.models.recipe import Recipe
+from coreset_ray.models.spec import EncoderSpec
 from coreset_ray.strict import validate
 
 _DEFAULT_ENCODERS = ("torchvision:resnet18", "open_clip:ViT-L-14/openai")
@@ -161,7 +161,7 @@ def load(path: str | Path, overrides: list[str] | None = None) -> Config:
         raise ValueError(f"configuration {str(path)!r} is not a file: give the path of a YAML file")
     try:
         data = yaml.load(file.read_text("utf-8"), Loader=_Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not readable as YAML: {error}") from error
     if not isinstance(data, dict):
         raise ValueError(f"{path}: expected a mapping of sections, got {type(data).__name__}")
@@ -169,7 +169,7 @@ def load(path: str | Path, overrides: list[str] | None = None) -> Config:
         _override(data, text)
     try:
         return validate(Config, _spelled_out(data))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}:\n{error}") from None
 
 
@@ -219,11 +219,11 @@ def _override(data: dict[str, Any], text: str) -> None:
             if child is not None:
                 place = ".".join(parents[: depth + 1])
                 raise ValueError(f"override {text!r}: {place} is {child!r}, which has no keys")
-            child = node[step] = {}
+            child = node[int(step) if isinstance(node, list) else step] = {}
         node = child
     try:
         parsed = yaml.load(value, Loader=_Loader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"override {text!r}: {value!r} is not a YAML value") from error
     if isinstance(node, list):
         _child(node, last, text)
@@ -241,7 +241,15 @@ def _child(node: Any, step: str, text: str) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that refuses a key given twice and reads 1e-4 as the number it is."""
+    """SafeLoader that refuses tags and a key given twice, and reads 1e-4 as the number it is."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        event = self.peek_event()
+        if getattr(event, "tag", None) is not None:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"tag {event.tag!r}: a configuration has none", event.start_mark
+            )
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()

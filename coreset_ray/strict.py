@@ -3,6 +3,7 @@ nearest valid key."""
 
 import difflib
 import json
+import numbers
 import typing
 from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar
@@ -19,16 +20,43 @@ def validate(kind: type[T], data: Any, where: str = "") -> T:
     Raises `ValueError`, one line for each thing that is wrong.
     """
     try:
-        return TypeAdapter(kind).validate_json(json.dumps(data, default=str), strict=True)
+        return TypeAdapter(kind).validate_json(json.dumps(data, default=_number), strict=True)
     except ValidationError as error:
-        lines = dict.fromkeys(_line(kind, item, where) for item in error.errors())
+        items = [item for item in error.errors() if not _follows(item)]
+        lines = dict.fromkeys(_line(kind, item, where) for item in items)
     raise ValueError("\n".join(lines))
 
 
+def _number(value: Any) -> int | float:
+    """A NumPy number as Python's; nothing else that JSON lacks is accepted."""
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    if isinstance(value, numbers.Real):
+        return float(value)
+    raise ValueError(f"{value!r} ({type(value).__name__}): expected plain text, numbers or lists")
+
+
+def _follows(item: Any) -> bool:
+    """Whether a list is too short only because items in it are wrong, which has its own line."""
+    return item["type"] == "too_short" and item["ctx"]["actual_length"] < len(item["input"])
+
+
+def _steps(kind: Any, item: Any) -> list[str | int]:
+    """Keys and indices down to what is wrong; the branch of a union that was tried is left out."""
+    *above, last = item["loc"] or ("",)
+    unknown = item["type"] in ("extra_forbidden", "unexpected_keyword_argument")
+    known, steps = _keys(kind), []
+    for step in [*above, *([] if unknown else [last])]:
+        if isinstance(step, int):
+            steps.append(step)
+        elif step in known:
+            steps.append(step)
+            known = _keys(known[step])
+    return [*steps, last] if unknown else steps
+
+
 def _line(kind: Any, item: Any, where: str) -> str:
-    # Beside keys and indices a path holds the branch of a union that was tried: left out.
-    steps = [s for s in item["loc"] if isinstance(s, int) or s.isidentifier()]
-    steps = [s for s in steps if s not in ("int", "float", "str", "bool") and s != kind]
+    steps = _steps(kind, item)
     path = ".".join(filter(None, [where, *map(str, steps)])) or "the configuration"
     if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         return _unknown_key(kind, steps, path)
@@ -39,7 +67,8 @@ def _line(kind: Any, item: Any, where: str) -> str:
         message = f"expected {message}"
     if item["type"] != "value_error":
         return f"{path}: {message}, got {_short(item)}"
-    return message if not steps or message.startswith(path) else f"{path}: {message}"
+    bare = not steps and not where
+    return message if bare or message.startswith(path) else f"{path}: {message}"
 
 
 def _unknown_key(kind: Any, steps: list[Any], path: str) -> str:

@@ -1,6 +1,7 @@
 """Training a ResNet on images inside tar shards: the recipe, the batches, and Ray Train."""
 
 import io
+import json
 import math
 import os
 import signal
@@ -26,12 +27,13 @@ from coreset_ray.models.images import EpochBatches, IndexedImages
 from coreset_ray.models.recipe import Recipe, batch_loss
 from coreset_ray.models.resnet import build_resnet
 
-SMALL = Recipe(epochs=3, batch_size=32, image_size=8, lr=0.05, padding=1, flip=False)
+SMALL = Recipe(epochs=3, batch_size=32, image_size=8, lr=0.02, padding=0, flip=False)
 
 
 @pytest.fixture(scope="module")
 def _cluster() -> Iterator[None]:
     ours = not ray.is_initialized()
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # 2 s, twice a run
     if ours:
         ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield
@@ -75,7 +77,7 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
 
 def _images(table: pa.Table, **how) -> IndexedImages:
     columns = table["path"].to_pylist(), *(table[k].to_numpy() for k in ("offset", "size", "label"))
-    how = {"transform": SMALL.train_transform(), **how}
+    how = {"transform": Recipe(image_size=8).train_transform(), **how}
     return IndexedImages(*columns, decode=lambda data: decode(data, 10**6), **how)
 
 
@@ -211,38 +213,87 @@ def test_small_and_last_batches(rows: int, expected: list[int]) -> None:
     assert everything == set(range(rows))
 
 
+def test_one_image_gives_batch_normalisation_two_rows() -> None:
+    """(8 pixels end as 1 x 1 features, which a batch of one cannot normalise.)"""
+    rows = len(next(iter(EpochBatches(1, 128, seed=0))))
+    logits = build_resnet("resnet18", 3, 8).train()(torch.randn(1, 3, 8, 8).repeat(rows, 1, 1, 1))
+    assert logits.isfinite().all()
+
+
 # ---- with Ray Train ----------------------------------------------------------------------------
 
 
 def _run(table: pa.Table, folder: Path, name: str, recipe: Recipe = SMALL, **how) -> dict:
-    how = {"classes": 10, "seed": 1, "max_failures": 0, **how}
+    how = {"classes": 10, "seed": 1, **how}
     test = how.pop("test", table)
     return train_and_test(table, test, recipe, name=name, storage_path=str(folder), **how)
 
 
-@pytest.mark.usefixtures("_cluster")
-def test_learns_and_repeats(digits: pa.Table, tmp_path: Path) -> None:
-    first = _run(digits[:500], tmp_path, "a", test=digits[500:])
-    assert first["accuracy"] > 0.5 and first["train_loss"] < 1.5
-    assert first["images"] == 500 and first["test_images"] == 200 and first["epochs"] == 3
-    assert (first["device"], first["precision"], first["workers"]) == ("cpu", "float32", 1)
-    # loader processes change how fast images come, not which
-    second = _run(digits[:500], tmp_path, "b", test=digits[500:], loader_workers=1)
-    assert (second["accuracy"], second["train_loss"]) == (first["accuracy"], first["train_loss"])
-    # a finished name is tested again, not trained again
-    again = _run(digits[:500], tmp_path, "a", test=digits[500:])
-    assert (again["accuracy"], again["train_loss"]) == (first["accuracy"], first["train_loss"])
+def _fails_once(marker: Path, reads: int):
+    """An opener whose files fail at the `reads`-th read of a process, unless a marker is there."""
+
+    class Flaky(io.FileIO):
+        count = 0
+
+        def read(self, size: int | None = -1, /) -> bytes:
+            Flaky.count += 1
+            if Flaky.count == reads and not marker.exists():
+                marker.touch()
+                raise OSError("the network is gone")
+            return super().read(size)
+
+    return lambda path: Flaky(path, "rb")
+
+
+@pytest.fixture(scope="module")
+def whole(_cluster: None, digits: pa.Table, tmp_path_factory: pytest.TempPathFactory) -> dict:
+    """An uninterrupted run; its folder is kept under "folder"."""
+    folder = tmp_path_factory.mktemp("whole")
+    return {"folder": folder, **_run(digits[:500], folder, "whole", test=digits[500:])}
+
+
+def _same(one: dict, other: dict) -> bool:
+    return all(one[k] == other[k] for k in ("accuracy", "train_loss", "epochs"))
+
+
+def test_learns(whole: dict) -> None:
+    assert whole["accuracy"] > 0.6 and whole["train_loss"] < 1
+    assert whole["images"] == 500 and whole["test_images"] == 200 and whole["epochs"] == 3
+    assert (whole["device"], whole["precision"], whole["workers"]) == ("cpu", "float32", 1)
+    json.dumps({k: v for k, v in whole.items() if k != "folder"})
+
+
+def test_a_failure_in_the_middle_changes_nothing(
+    digits: pa.Table, tmp_path: Path, whole: dict
+) -> None:
+    """Same seed, same answer, and a worker that fails in epoch 2 goes on from epoch 1."""
+    marker = tmp_path / "failed"
+    how = {"open_file": _fails_once(marker, 700), "checkpoint_every": 1}
+    out = _run(digits[:500], tmp_path, "flaky", test=digits[500:], **how)
+    assert marker.exists() and _same(out, whole)
+
+
+@pytest.mark.slow
+def test_a_name_is_resumed_or_refused(digits: pa.Table, whole: dict) -> None:
+    """A finished name is tested again, not trained again; other training may not have it."""
+    assert _same(_run(digits[:500], whole["folder"], "whole", test=digits[500:]), whole)
     with pytest.raises(RuntimeError, match="choose another name"):
-        _run(digits[:500], tmp_path, "a", test=digits[500:], seed=2, max_failures=3)
+        _run(digits[:500], whole["folder"], "whole", seed=2, max_failures=3)
+
+
+@pytest.mark.slow
+def test_loader_processes_change_nothing(digits: pa.Table, tmp_path: Path, whole: dict) -> None:
+    assert _same(_run(digits[:500], tmp_path, "l", test=digits[500:], loader_workers=1), whole)
 
 
 @pytest.mark.usefixtures("_cluster")
 def test_two_workers_and_an_exact_count(digits: pa.Table, tmp_path: Path) -> None:
     out = _run(digits[:501], tmp_path, "two", test=digits[501:], workers=2)
-    assert out["test_images"] == 199 and out["workers"] == 2 and out["accuracy"] > 0.3
+    assert out["test_images"] == 199 and out["workers"] == 2 and out["accuracy"] > 0.5
 
 
 @pytest.mark.usefixtures("_cluster")
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_one_image_trains(digits: pa.Table, tmp_path: Path, workers: int) -> None:
     recipe = Recipe(epochs=1, image_size=8, padding=1)
@@ -251,6 +302,7 @@ def test_one_image_trains(digits: pa.Table, tmp_path: Path, workers: int) -> Non
 
 
 @pytest.mark.usefixtures("_cluster")
+@pytest.mark.slow
 def test_weight_scales_the_loss(digits: pa.Table, tmp_path: Path) -> None:
     """One batch, so the first loss is the plain one times the mean weight."""
     table = digits[:129]
@@ -268,7 +320,7 @@ def test_a_loss_that_blows_up_is_told_at_once(digits: pa.Table, tmp_path: Path) 
     started = time.monotonic()
     with pytest.raises(RuntimeError, match=r"epoch 0, step \d.*lower lr=1e\+30"):
         _run(digits[:128], tmp_path, "nan", recipe, max_failures=100)
-    assert time.monotonic() - started < 30
+    assert time.monotonic() - started < 300  # retries would take longer
 
 
 @pytest.mark.parametrize(
@@ -303,6 +355,7 @@ train_and_test(table, table, recipe, classes=10, seed=1, name="killed", storage_
 
 
 @pytest.mark.usefixtures("_cluster")
+@pytest.mark.slow
 def test_resumed_equals_uninterrupted(digits: pa.Table, tmp_path: Path) -> None:
     """A driver on a cluster of its own, killed with it after its first checkpoint."""
     table, epochs = digits[:300], 12
@@ -318,12 +371,14 @@ def test_resumed_equals_uninterrupted(digits: pa.Table, tmp_path: Path) -> None:
         stderr=subprocess.DEVNULL,
     )
     snapshot = tmp_path / "killed" / "checkpoint_manager_snapshot.json"
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while not snapshot.exists() and driver.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     driver.send_signal(signal.SIGKILL)
     assert driver.wait() == -signal.SIGKILL and snapshot.exists()
     time.sleep(3)  # the killed driver's workers notice and end
+    done = json.loads(snapshot.read_text())["latest_checkpoint_result"]["metrics"]["epoch"]
+    assert 1 <= done < epochs
     resumed = _run(table, tmp_path, "killed", recipe, test=table, checkpoint_every=1)
     whole = _run(table, tmp_path, "whole", recipe, test=table)
     assert resumed["epochs"] == whole["epochs"] == epochs

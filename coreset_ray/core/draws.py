@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import numba
 import numpy as np
 
+from coreset_ray.core.pool import check_finite
+
 
 @dataclass(frozen=True)
 class Slices:
@@ -31,12 +33,7 @@ def slices_of(embedding: np.ndarray) -> Slices:
 
     Raises `ValueError` that names the first row with a NaN or an infinite value.
     """
-    bad = np.flatnonzero(~np.isfinite(embedding).all(axis=1))
-    if len(bad):
-        raise ValueError(
-            f"embedding row {bad[0]} holds a NaN or infinite value ({len(bad)} such rows): "
-            "leave these rows out of the pool"
-        )
+    check_finite(embedding)
     column = np.ascontiguousarray(embedding.T, np.float32)
     low, high = column.min(axis=1), column.max(axis=1)
     live = high > low

@@ -52,13 +52,32 @@ def pool_of(embedding: np.ndarray, uid: np.ndarray | None = None) -> Pool:
         raise ValueError(f"embedding has shape {z.shape}: expected (n, m) with n ≥ 1 and m ≥ 1")
     if not np.issubdtype(z.dtype, np.floating):
         raise ValueError(f"embedding has dtype {z.dtype}: expected a floating-point array")
+    check_finite(z)
     if uid is None:
         uid = np.stack([np.zeros(len(z), np.uint64), np.arange(len(z), dtype=np.uint64)], axis=1)
+    uid = np.asarray(uid)
     if uid.shape != (len(z), 2) or uid.dtype != np.uint64:
         raise ValueError(
             f"uid has shape {uid.shape} and dtype {uid.dtype}: expected ({len(z)}, 2) uint64"
         )
+    order = uid_order(uid)
+    twice = np.flatnonzero((uid[order[1:]] == uid[order[:-1]]).all(axis=1))
+    if len(twice):
+        first, second = order[twice[0]], order[twice[0] + 1]
+        raise ValueError(f"rows {first} and {second} have the same uid: each row needs its own")
     return Pool(uid, {"embedding": z})
+
+
+def check_finite(embedding: np.ndarray) -> None:
+    """`ValueError` that names the first row of an (n, m) embedding with a NaN, an infinity or a
+    number beyond float32's range."""
+    with np.errstate(over="ignore"):
+        bad = np.flatnonzero(~np.isfinite(embedding.astype(np.float32, copy=False)).all(axis=1))
+    if len(bad):
+        raise ValueError(
+            f"embedding row {bad[0]} holds a NaN or infinite value ({len(bad)} such rows): "
+            "leave these rows out of the pool"
+        )
 
 
 def uid_order(uid: np.ndarray) -> np.ndarray:

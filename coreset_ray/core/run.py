@@ -6,6 +6,7 @@ import numpy as np
 
 from coreset_ray.core.method import PerSample, Sampled, Scorer
 from coreset_ray.core.pool import Pool, uid_order
+from coreset_ray.core.random import check_seed
 from coreset_ray.core.selection import Selection, resolve_budget, top_rows
 
 
@@ -13,6 +14,7 @@ def score_columns(
     method: Scorer, pool: Pool, seed: int
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """The method's columns, each (n,) float64 in the pool's order, and its facts of the run."""
+    check_seed(seed)
     view = pool.restrict(method.needs)
     if isinstance(method, PerSample):
         return {"score": method.score(view, seed)}, {}

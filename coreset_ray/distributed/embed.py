@@ -11,6 +11,7 @@ how many workers there are.
 import hashlib
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -26,10 +27,13 @@ from coreset_ray.io.filesystem import locate
 from coreset_ray.io.images import BadImage, decode
 from coreset_ray.io.shards import Sample, Shard, ShardError, read_samples
 from coreset_ray.io.tables import PartedTable, embedding_schema, uid_of
-from coreset_ray.models.encoders import Encoder, EncoderSpec, preprocess_of
-from coreset_ray.models.preprocess import Preprocess
+from coreset_ray.models.preprocess import Preprocess, preprocess_of
+from coreset_ray.models.spec import EncoderSpec
 
 _BLOCK_BYTES = 32 << 20  # of pixels between the two stages
+# Bounds how many decoders a node runs. Asked of decoders alone, it also tells Ray Data to keep the
+# two stages apart, so that shards are decoded ahead while encoders work.
+_DECODER_BYTES = 512 << 20
 _PASSES = 3  # over shards whose writer was lost
 _SHARDS_PER_WRITER = 16  # in flight at once, for choosing the number of writers
 
@@ -125,8 +129,8 @@ def _one_pass(
                 batch_size=1,
                 batch_format="numpy",
                 num_cpus=plan.decode_cpus,
-                scheduling_strategy="SPREAD",  # unlike the encoders', so that Ray Data keeps the
-            )  # two stages apart and decodes ahead while encoders work
+                memory=_DECODER_BYTES,
+            )
             .map_batches(
                 _EncodeBlock,
                 fn_constructor_args=arguments,
@@ -135,7 +139,6 @@ def _one_pass(
                 compute=ActorPoolStrategy(size=plan.encoders),
                 num_cpus=plan.encoder_cpus,
                 num_gpus=plan.encoder_gpus or None,
-                scheduling_strategy="DEFAULT",
             )
             .iter_batches(batch_size=None, batch_format="numpy")
         )
@@ -152,6 +155,8 @@ def _follow(receipts: Any, shards: int, writers: Sequence[Any]) -> None:
     images = 0
     with Progress("embed", shards, "shards") as progress:
         for receipt in receipts:
+            for error in filter(None, receipt["error"]):
+                raise ValueError(error)
             images += int(receipt["rows"].sum())
             now = time.monotonic()
             if now - asked >= 1.0:
@@ -205,12 +210,12 @@ class _Reader:
         except ShardError as error:
             fault = str(error)
         except OSError as error:
-            ray.get(writer.unreadable.remote(shard.name, f"{type(error).__name__}: {error}"))
+            ray.wait([writer.unreadable.remote(shard.name, f"{type(error).__name__}: {error}")])
             return
         if rows:
             yield self._block(rows, number, total)
             total += len(rows)
-        ray.get(writer.finish.remote(shard, total, faults, fault))
+        ray.wait([writer.finish.remote(shard, total, faults, fault)])
 
     def _samples(self, shard: Shard) -> Iterator[Sample]:
         with locate(shard.uri).open_stream() as stream:
@@ -246,7 +251,10 @@ class _Reader:
 
 
 class _EncodeBlock:
-    """Embeds one block of one shard and hands the rows to the shard's writer."""
+    """Embeds one block of one shard and hands the rows to the shard's writer.
+
+    Returns a receipt: how many rows, and what is wrong with the encoders, if anything is.
+    """
 
     def __init__(
         self,
@@ -258,10 +266,17 @@ class _EncodeBlock:
         names: list[str],
         writers: Sequence[Any],
     ):
-        import torch
+        import torch  # here, so that decoders do without its hundreds of megabytes
+
+        from coreset_ray.models.encoders import Encoder
 
         torch.set_num_threads(plan.threads)
-        self._encoder = Encoder(specs, device=plan.device, precision=precision)
+        self._error = ""
+        try:
+            self._encoder = Encoder(specs, device=plan.device, precision=precision)
+        except ValueError as error:  # raised from here it would reach the user as a dead actor
+            self._error = str(error)
+            return
         self._dtype = np.dtype(dtype)
         self._schema = embedding_schema(self._encoder.width, dtype)
         self._places, self._batch_size = places, plan.batch_size
@@ -269,6 +284,8 @@ class _EncodeBlock:
         self._sent: Any = None
 
     def __call__(self, block: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        if self._error:
+            return {"rows": np.array([0]), "error": np.array([self._error])}
         number = int(block["shard"][0])
         assert (block["shard"] == number).all(), "a block holds rows of one shard"
         embedding = self._encode(block).astype(self._dtype)
@@ -276,12 +293,12 @@ class _EncodeBlock:
         faults = [(key, "its embedding holds NaN or infinity") for key in block["key"][~finite]]
         rows = self._table(self._names[number], block, embedding, np.flatnonzero(finite))
         if self._sent is not None:
-            ray.get(self._sent)  # at most one hand-over under way
+            ray.wait([self._sent])  # at most one hand-over under way
         writer = self._writers[number % len(self._writers)]
         self._sent = writer.add.remote(
             self._names[number], int(block["row"][0]), rows, faults, self._encoder.precision_
         )
-        return {"rows": np.array([rows.num_rows])}
+        return {"rows": np.array([rows.num_rows]), "error": np.array([""])}
 
     def _encode(self, block: dict[str, np.ndarray]) -> np.ndarray:
         pixels = [block[f"pixels_{place}"] for place in self._places]
@@ -311,14 +328,19 @@ class _EncodeBlock:
         return pa.Table.from_arrays(columns, schema=self._schema)
 
 
-class _data_context:
+@contextmanager
+def _data_context() -> Iterator[None]:
     """Ray Data's settings for the length of a run, put back afterwards."""
-
-    def __enter__(self) -> None:
-        self._context = context = DataContext.get_current()
-        self._before = context.target_max_block_size, context.enable_progress_bars
-        context.target_max_block_size = _BLOCK_BYTES
-        context.enable_progress_bars = False
-
-    def __exit__(self, *_: object) -> None:
-        self._context.target_max_block_size, self._context.enable_progress_bars = self._before
+    context = DataContext.get_current()
+    ours = {
+        "target_max_block_size": _BLOCK_BYTES,
+        "enable_progress_bars": False,
+    }
+    before = {name: getattr(context, name) for name in ours}
+    try:
+        for name, value in ours.items():
+            setattr(context, name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(context, name, value)

@@ -11,6 +11,7 @@ import ray
 from coreset_ray.core.method import PerSample, Sampled, Scorer
 from coreset_ray.core.pool import Pool, uid_order
 from coreset_ray.distributed.progress import Progress
+from coreset_ray.distributed.session import cluster
 from coreset_ray.io.filesystem import Location, locate
 from coreset_ray.io.tables import PartedTable, matrix, read_table, uid_words, write_table
 
@@ -39,39 +40,45 @@ def score_table(
 
 
 def _sum_of_draws(method: Sampled, seed: int, prepared: Any, workers: int) -> Any:
-    """A reference to the sum of all draws. Draws go out in chunks to stateless actors; a chunk
-    whose actor is lost is drawn again."""
-    actors = [_Drawer.remote() for _ in range(workers)]  # type: ignore[attr-defined]
+    """A reference to the sum of all draws.
+
+    Draws go out in chunks to whichever actors are up: one that starts late, or never for want of
+    room, holds nothing back, and a chunk whose actor is lost is drawn again.
+    """
+    ray.wait([prepared], fetch_local=False)  # before actors take the room that it needs
+    room = 1 if workers <= cluster().cpus else 0
+    actors = [_Drawer.options(num_cpus=room).remote() for _ in range(workers)]  # type: ignore[attr-defined]
+    busy: dict[ray.ObjectRef, tuple[Any, int]] = {a.start.remote(): (a, 0) for a in actors}
     size = max(_DRAWS_AT_LEAST, -(-method.draws // (workers * _CHUNKS_PER_WORKER)))
     chunks = ((i, min(i + size, method.draws)) for i in range(0, method.draws, size))
-    idle = actors[::-1]
-    busy: dict[ray.ObjectRef, tuple[Any, int]] = {}
     total, done = None, 0
     with Progress("score", method.draws, "draws") as progress:
-        while True:
-            while idle and (chunk := next(chunks, None)) is not None:
-                actor = idle.pop()
-                busy[actor.tally.remote(method, seed, prepared, *chunk)] = (
-                    actor,
-                    chunk[1] - chunk[0],
-                )
-            if not busy:
-                break
+        while done < method.draws:
             ready = ray.wait(list(busy), num_returns=1, fetch_local=False)[0][0]
             actor, drawn = busy.pop(ready)
-            idle.append(actor)
-            total = ready if total is None else _add.remote(total, ready)
-            done += drawn
-            progress.update(done)
+            if drawn:
+                total = ready if total is None else _add.remote(total, ready)
+                done += drawn
+                progress.update(done)
+            else:
+                ray.get(ready)  # an actor that could not start says why here
+            if (chunk := next(chunks, None)) is not None:
+                part = actor.tally.remote(method, seed, prepared, *chunk)
+                busy[part] = actor, chunk[1] - chunk[0]
     ray.wait([total], fetch_local=False)  # before the actors go: a lost sum is drawn again
     return total
 
 
-@ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=-1)
+@ray.remote(max_restarts=-1, max_task_retries=-1)
 class _Drawer:
     """Holds nothing between calls, so it may be lost at any time."""
 
-    def tally(self, method: Sampled, seed: int, prepared: Any, first: int, last: int) -> np.ndarray:
+    def start(self) -> None:
+        """Answers once the actor is up."""
+
+    def tally(
+        self, method: Sampled, seed: int, prepared: Any, first: int, last: int
+    ) -> np.ndarray:
         return method.tally(prepared, seed, first, last)
 
 

@@ -7,32 +7,47 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import ray
+from ray.exceptions import RayTaskError
 
 
 @contextmanager
 def session(address: str | None = None) -> Iterator[None]:
     """A connection to Ray for the length of the block.
 
+    An error of a remote task leaves the block as what it was there: a `ValueError` stays one.
     An existing connection is used as it is. Otherwise: `address`, else RAY_ADDRESS, else a
     cluster running on this machine, else a local Ray with what the machine has. Leaves running
     what it did not start.
     """
     if ray.is_initialized():
-        yield
+        with _plain_errors():
+            yield
         return
     try:
-        ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False)
+        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
     except ConnectionError as error:
         raise ValueError(
             f"no Ray cluster answers at {address or os.environ.get('RAY_ADDRESS')!r}: {error}; "
             "start one with `ray start --head`, or unset compute.address and RAY_ADDRESS to use "
             "a local Ray"
         ) from error
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # we show our own
     try:
-        yield
+        with _plain_errors():
+            yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    try:
+        yield
+    except RayTaskError as error:
+        cause: BaseException = error
+        while isinstance(cause, RayTaskError) and cause.cause is not None:
+            cause = cause.cause
+        raise cause from error
 
 
 @dataclass(frozen=True)

@@ -63,8 +63,9 @@ def find_members(shard: Shard, keys: Iterable[str], label: str = "cls") -> pa.Ta
 def export_key(shard: str, key: str, uid: str) -> str:
     """The key of a sample in an exported shard: its shard's name and its own key, so that both
     survive and keys repeated across shards stay apart; the uid where that would be an unsafe
-    path for whoever unpacks the shard."""
-    name = f"{shard.removesuffix('.tar')}/{key}"
+    path for whoever unpacks the shard. The shard's name keeps its .tar before a key with folders:
+    key b/c of a.tar is not key c of a/b.tar."""
+    name = f"{shard if '/' in key else shard.removesuffix('.tar')}/{key}"
     return uid if _UNSAFE.search(name) or len(name.encode()) > 240 else name
 
 

@@ -31,17 +31,30 @@ def decode(data: bytes, max_pixels: int) -> Image.Image:
             if width * height > max_pixels:
                 raise BadImage(f"{width} × {height} pixels, more than max_pixels = {max_pixels}")
             image.load()
-            return _eight_bits(ImageOps.exif_transpose(image)).convert("RGB")
+            return _eight_bits(_upright(image)).convert("RGB")
     except BadImage:
         raise
     except Image.DecompressionBombError as error:
-        raise BadImage(f"more than max_pixels = {max_pixels}") from error
+        # Pillow refuses on its own, also where max_pixels is higher than its limit.
+        limit = min(max_pixels, 2 * (Image.MAX_IMAGE_PIXELS or max_pixels))
+        raise BadImage(f"more than {limit} pixels") from error
     except UnidentifiedImageError as error:
         raise BadImage(f"not an image of a known format ({', '.join(_FORMATS)})") from error
     except MemoryError:
         raise
     except Exception as error:  # Pillow's decoders raise many kinds on bytes from the web
         raise BadImage(f"{type(error).__name__}: {error}"[:200].replace("\n", " ")) from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turned by its EXIF orientation; as it is where the EXIF data are broken."""
+    try:
+        image.getexif()
+    except MemoryError:
+        raise
+    except Exception:  # of whatever kind Pillow's parser raises; the pixels are whole
+        return image
+    return ImageOps.exif_transpose(image)
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:

@@ -26,13 +26,15 @@ def attach_labels(images: pa.Table, source: str) -> pa.Table:
             f"{shard!r}, key {key!r} first). The random choices beside the coreset need labels "
             "too: add them to the shards as .cls, or to a CSV file named by evaluate.labels"
         )
-    return rows.append_column("label", pa.array([str(label).strip() for label in labels]))
+    return rows.append_column(
+        "label", pa.array([str(label).strip() for label in labels], pa.string())
+    )
 
 
 def class_names(labels: Sequence[str]) -> list[str]:
     """The distinct labels in order: by number where all are whole numbers, else by text."""
-    names = set(labels)
-    return sorted(names, key=int if all(_is_whole(n) for n in names) else str)
+    names = sorted(set(labels))  # first by text: "7" and "07" are distinct labels of one number
+    return sorted(names, key=int) if all(_is_whole(n) for n in names) else names
 
 
 def _from_members(members: pa.Table) -> dict[str, str]:

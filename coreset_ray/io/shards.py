@@ -6,7 +6,7 @@ import re
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import braceexpand
 from pyarrow import fs as pafs
@@ -94,6 +94,7 @@ def read_samples(
             for info in tar:
                 match = _MEMBER.match(_text(info.name)) if info.isreg() else None
                 if match is None or info.issparse():
+                    _refuse_longer(tar, size)
                     continue
                 key, extension = match[1], match[2].lower()
                 if current is None or current.key != key or extension in current.members:
@@ -101,7 +102,9 @@ def read_samples(
                         yield current
                     current = Sample(key, repeated=key in seen)
                     seen.add(key)
+                _refuse_longer(tar, size)
                 current.members[extension] = _member(tar, info, keep(extension))
+            _refuse_more(tar)
     except (tarfile.TarError, EOFError) as error:
         raise ShardError(_reason(error, size)) from error
     if current is not None:
@@ -119,6 +122,21 @@ class _Header(tarfile.TarInfo):
             raise  # the end-of-archive mark
         except tarfile.HeaderError as error:
             raise tarfile.ReadError(f"{error} at byte {tarfile_.offset}") from error
+
+
+def _refuse_longer(tar: tarfile.TarFile, size: int) -> None:
+    """A member must end before the shard does: the library would skip to a far end for years."""
+    if tar.offset > size:
+        raise tarfile.ReadError("unexpected end of data")
+
+
+def _refuse_more(tar: tarfile.TarFile) -> None:
+    """Only zeros may follow the end mark: else it is a hole, or another archive that would be
+    lost without a word."""
+    rest: Any = tar.fileobj
+    while block := rest.read(1 << 20):
+        if block.count(0) < len(block):
+            raise tarfile.ReadError(f"data follow the end-of-archive mark at byte {tar.offset}")
 
 
 def _member(tar: tarfile.TarFile, info: tarfile.TarInfo, read: bool) -> Member:
@@ -149,7 +167,7 @@ def _expand(entries: Iterable[str]) -> Iterator[str]:
     for entry in entries:
         if entry.startswith("@"):
             location = locate(entry[1:])
-            if not location.exists():
+            if location.fs.get_file_info(location.path).type != pafs.FileType.File:
                 raise ValueError(f"pool.shards: the list {entry[1:]!r} does not exist")
             with location.open_stream() as stream:
                 lines = [line.strip() for line in stream.read().decode("utf-8").splitlines()]
@@ -188,12 +206,19 @@ def _glob_pattern(path: str) -> re.Pattern[str]:
     """`*` and `?` stay within a folder, `**` crosses folders, `[…]` as in the shell."""
     parts = re.split(r"(\*\*/|\*\*|\*|\?|\[[^\]]+\])", path)
     meaning = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-    return re.compile(
-        "".join(
-            meaning.get(p) or (p.replace("[!", "[^", 1) if p.startswith("[") else re.escape(p))
-            for p in parts
-        )
-    )
+    try:
+        return re.compile("".join(meaning.get(p) or _glob_part(p) for p in parts))
+    except re.error as error:
+        raise ValueError(f"pool.shards: {path!r} is no glob: {error.msg}") from error
+
+
+def _glob_part(part: str) -> str:
+    """A set of characters, or text that means itself."""
+    if not re.fullmatch(r"\[[^\]]+\]", part):
+        return re.escape(part)
+    negated = "^" if part[1] == "!" else ""
+    characters = re.sub(r"([\\[&~|])", r"\\\1", part[1 + len(negated) : -1])
+    return f"[{negated}{characters}]"
 
 
 def _relative(path: str, folder: str, entry: str) -> str:

@@ -1,0 +1,47 @@
+"""Small real pools for tests: digits in shards, a tiny encoder with weights on disk, a config."""
+
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import yaml
+
+from coreset_ray.io.sources import digits_samples, write_shards
+
+ENCODER = "timm:test_vit"
+
+
+def digits_pool(folder: Path, *, shards: int, each: int) -> tuple[Path, Path]:
+    """The folders of training shards and of test shards."""
+    train, test = folder / "train", folder / "test"
+    samples = iter(digits_samples("train"))
+    write_shards((next(samples) for _ in range(shards * each)), train, per_shard=each)
+    held_out = iter(digits_samples("test"))
+    write_shards((next(held_out) for _ in range(60)), test, per_shard=30)
+    return train, test
+
+
+def tiny_encoder(folder: Path) -> dict[str, Any]:
+    """An encoder entry whose random weights lie in the folder."""
+    path = folder / "test_vit.pth"
+    if not path.exists():
+        torch.manual_seed(0)
+        torch.save(timm.create_model("test_vit").state_dict(), path)
+    return {"name": ENCODER, "weights": str(path), "input_size": 160}
+
+
+def write_config(folder: Path, pool: Path, test: Path | None = None, **sections: Any) -> Path:
+    """A configuration file; `sections` replace the defaults below."""
+    data: dict[str, Any] = {
+        "workspace": str(folder / "work"),
+        "pool": {"shards": str(pool)},
+        "embed": {"encoders": [tiny_encoder(folder)]},
+        "score": {"params": {"draws": 3000, "neighbors": 20}},
+        "select": {"budget": 0.2},
+        **({"evaluate": {"test": {"shards": str(test)}, "seeds": [0, 1]}} if test else {}),
+        **sections,
+    }
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(data))
+    return path

@@ -1,0 +1,351 @@
+"""BlindCS against its equations, written out slowly, and against what a draw must be."""
+
+import itertools
+import statistics
+import warnings
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+import coreset_ray
+from coreset_ray.core.draws import slices_of
+from coreset_ray.core.pool import Pool, pool_of
+from coreset_ray.core.random import draw_words, uid_uniform, unit_interval
+from coreset_ray.core.run import score_columns
+from coreset_ray.scores.blindcs import BlindCS
+
+UNIT = 2**32
+
+
+def gaussian(n: int, rng: np.random.Generator) -> np.ndarray:
+    return rng.normal(size=(n, 40))
+
+
+def relu(n: int, rng: np.random.Generator) -> np.ndarray:
+    return np.maximum(rng.normal(size=(n, 40)), 0)
+
+
+def duplicates(n: int, rng: np.random.Generator) -> np.ndarray:
+    """Half the rows repeat a few of the others; the rest occur once."""
+    base = rng.normal(size=(max(2, n // 2), 40))
+    again = rng.integers(0, max(1, len(base) // 3), n - len(base))
+    return np.concatenate([base, base[again]])
+
+
+def grid(n: int, rng: np.random.Generator) -> np.ndarray:
+    return rng.integers(0, 4, (n, 40)).astype(float)
+
+
+def l1(point: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    total = np.zeros(len(rows))
+    for j in range(len(point)):
+        total = total + np.abs(rows[:, j] - point[j])
+    return total
+
+
+def oracle(z: np.ndarray, method: BlindCS, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Coverage and redundancy by Eq. 4 to 9, in float64; only the draws are the method's."""
+    n = len(z)
+    live = [j for j in range(z.shape[1]) if z[:, j].min() < z[:, j].max()]
+    dims, points = method._points(method.prepare(pool_of(z)), seed, 0, method.draws)
+    coverage, redundancy = np.zeros(n), np.zeros(n)
+    for d, s in zip(dims, points, strict=True):
+        reduced = z[:, [live[j] for j in d]].astype(np.float64)  # Eq. 4
+        k = int(np.argmin(l1(s, reduced)))  # Eq. 5
+        coverage[k] += 1  # Eq. 6
+        away = l1(reduced[k], reduced)
+        others = [i for i in range(n) if i != k]
+        last = sorted(away[others])[min(method.neighbors, n - 1) - 1]
+        near = [i for i in others if away[i] <= last]
+        coinciding = [i for i in near if away[i] == 0]
+        if coinciding:
+            redundancy[coinciding] += 1 / len(coinciding)
+        else:
+            v = away[near] ** -method.exponent  # Eq. 7
+            redundancy[near] += v / v.sum()  # Eq. 8
+    return coverage, redundancy
+
+
+@pytest.mark.parametrize("n", [2, 3, 50, 400])
+@pytest.mark.parametrize("make", [gaussian, relu, duplicates, grid])
+def test_equals_the_equations(make, n: int) -> None:
+    z = make(n, np.random.default_rng(n)).astype(np.float32)
+    alphas = sorted({1, max(1, n // 3), n - 1, n + 5})
+    seen = set()
+    for dims, alpha, beta in itertools.product([1, 2, 3, 10], alphas, [0.0, 1.0, 2.5, 4.0]):
+        method = BlindCS(draws=30, dims=dims, neighbors=alpha, exponent=beta, tie_break="none")
+        columns = score_columns(method, pool_of(z), seed=n)[0]
+        coverage, redundancy = oracle(z, method, seed=n)
+        case = f"{dims=} {alpha=} {beta=}"
+        np.testing.assert_array_equal(columns["coverage"], coverage, err_msg=case)
+        np.testing.assert_allclose(
+            columns["redundancy"], redundancy, rtol=0, atol=1e-6, err_msg=case
+        )
+        np.testing.assert_allclose(
+            columns["score"], coverage - redundancy, rtol=0, atol=1e-6, err_msg=case
+        )
+        assert coverage.sum() == method.draws
+        seen.add(columns["score"].tobytes())
+    assert n < 50 or len(seen) > 10  # the settings did change the answer
+
+
+def test_the_guess_of_the_cut_never_changes_the_neighbours() -> None:
+    """Rows enough that the distances are sampled, and many ties right at the cut."""
+    rng = np.random.default_rng(0)
+    z = np.concatenate([rng.integers(0, 3, (2600, 2)), rng.normal(size=(900, 2)) * 50])
+    z = rng.permutation(z).astype(np.float32)
+    for alpha in (1, 7, 1000, 2600, 3498, 3499):
+        method = BlindCS(draws=12, dims=2, neighbors=alpha, exponent=1.0)
+        columns = score_columns(method, pool_of(z), 3)[0]
+        coverage, redundancy = oracle(z, method, 3)
+        np.testing.assert_array_equal(columns["coverage"], coverage)
+        np.testing.assert_allclose(columns["redundancy"], redundancy, rtol=0, atol=1e-6)
+
+
+def test_one_image() -> None:
+    with pytest.warns(UserWarning, match="one and the same embedding"):
+        assert coreset_ray.score(np.ones((1, 3)), draws=5).tolist() == [0.0]
+
+
+# The draws themselves
+
+
+@given(st.integers(0, 2**64 - 1), st.integers(1, 6), st.lists(st.integers(0, 60), max_size=4))
+@settings(max_examples=40, deadline=None)
+def test_a_draw_depends_on_its_number_alone(seed: int, dims: int, cuts: list[int]) -> None:
+    method = BlindCS(dims=dims)
+    slices = method.prepare(pool_of(gaussian(20, np.random.default_rng(0))))
+    whole = method._points(slices, seed, 0, 60)
+    edges = [0, *sorted(cuts), 60]
+    pieces = [method._points(slices, seed, a, b - a) for a, b in itertools.pairwise(edges)]
+    for all_at_once, by_chunk in zip(whole, zip(*pieces, strict=True), strict=True):
+        np.testing.assert_array_equal(all_at_once, np.concatenate(by_chunk))
+
+
+def test_points_are_the_inverse_of_the_triangular_distribution() -> None:
+    """Eq. 3, by SciPy: among the dimensions are ones whose median is the minimum or maximum."""
+    rng = np.random.default_rng(1)
+    z = np.stack([rng.normal(size=101), np.maximum(rng.normal(size=101) - 1, 0)], axis=1)
+    z = np.concatenate([z, -z[:, 1:], rng.exponential(size=(101, 1)) * 1e3], axis=1)
+    method = BlindCS(dims=2)
+    slices = slices_of(z)
+    dims, points = method._points(slices, 5, 0, 500)
+    u = unit_interval(draw_words(5, 0, 500, 4)[:, 2:])
+    low, mode, high = slices.low[dims], slices.mode[dims], slices.high[dims]
+    span = high - low
+    assert (low == mode).any() and (mode == high).any() and ((low < mode) & (mode < high)).any()
+    expected = stats.triang.ppf(u, (mode - low) / span, low, span)
+    np.testing.assert_allclose(points, expected, rtol=0, atol=1e-9 * span.max())
+
+
+@pytest.mark.parametrize("make", [gaussian, relu, np.random.Generator.exponential])
+def test_points_follow_the_triangular_distribution(make) -> None:
+    if make is np.random.Generator.exponential:
+        z = np.random.default_rng(2).exponential(size=(75, 1)).astype(np.float32)
+    else:
+        z = make(75, np.random.default_rng(2))[:, :1].astype(np.float32)
+    column = z[:, 0].astype(np.float64)
+    method = BlindCS(dims=1)
+    points = method._points(method.prepare(pool_of(z)), 9, 0, 20_000)[1][:, 0]
+    low, span = column.min(), np.ptp(column)
+    triangle = stats.triang((np.median(column) - low) / span, low, span)
+    assert stats.kstest(points, triangle.cdf).pvalue > 0.001
+    assert stats.kstest(points, stats.norm(column.mean(), column.std()).cdf).pvalue < 0.001
+
+
+@pytest.mark.parametrize("n", [2, 3, 6, 7])
+def test_minimum_median_and_maximum(n: int) -> None:
+    z = gaussian(n, np.random.default_rng(n)).astype(np.float32)
+    slices = slices_of(z)
+    for j, column in enumerate(z.T.astype(float).tolist()):
+        assert slices.low[j] == min(column) and slices.high[j] == max(column)
+        assert slices.mode[j] == pytest.approx(statistics.median(column), abs=1e-12)
+
+
+@pytest.mark.parametrize(("dims", "live"), [(1, 7), (2, 5), (3, 4), (4, 4)])
+def test_dimensions_are_distinct_and_every_choice_as_likely(dims: int, live: int) -> None:
+    method = BlindCS(dims=dims)
+    slices = method.prepare(pool_of(np.random.default_rng(0).normal(size=(9, live))))
+    picked = method._points(slices, 11, 0, 24_000)[0]
+    choices = {p: 0 for p in itertools.permutations(range(live), dims)}
+    for row in picked.tolist():
+        choices[tuple(row)] += 1  # a repeated dimension is a KeyError here
+    assert stats.chisquare(list(choices.values())).pvalue > 0.001
+
+
+# One draw, and sums of draws
+
+
+@pytest.mark.parametrize("make", [gaussian, relu, duplicates, grid])
+@pytest.mark.parametrize("beta", [0.0, 2.5, 4.0, 80.0])
+def test_each_draw_gives_one_and_takes_one(make, beta: float) -> None:
+    method = BlindCS(draws=60, neighbors=30, exponent=beta)
+    prepared = method.prepare(pool_of(make(90, np.random.default_rng(4))))
+    for t in range(method.draws):
+        coverage, redundancy = method.tally(prepared, 1, t, t + 1)
+        assert coverage.sum() == 1
+        assert redundancy.sum() / UNIT == pytest.approx(1, abs=1e-6)
+        assert redundancy.min() >= 0
+        assert redundancy[coverage.argmax()] == 0  # never on the image that covers
+        assert np.count_nonzero(redundancy) <= 30 or make is not gaussian
+
+
+@given(st.integers(0, 250), st.integers(0, 250))
+@settings(max_examples=30, deadline=None)
+def test_tallies_add_exactly(a: int, b: int) -> None:
+    a, b = sorted((a, b))
+    method = BlindCS(neighbors=9)
+    prepared = method.prepare(pool_of(relu(40, np.random.default_rng(5))))
+    pieces = [method.tally(prepared, 6, *ends) for ends in ((0, a), (a, b), (b, 250))]
+    np.testing.assert_array_equal(method.tally(prepared, 6, 0, 250), sum(pieces))
+
+
+def test_tallies_add_exactly_across_chunks_of_random_numbers() -> None:
+    method = BlindCS(neighbors=5)
+    prepared = method.prepare(pool_of(gaussian(12, np.random.default_rng(6))))
+    cut = 8192 + 7
+    whole = method.tally(prepared, 0, 0, 17_000)
+    halves = method.tally(prepared, 0, 0, cut) + method.tally(prepared, 0, cut, 17_000)
+    np.testing.assert_array_equal(whole, halves)
+    assert whole[0].sum() == 17_000
+
+
+def test_scores_balance_to_zero() -> None:
+    for make in (gaussian, relu, duplicates, grid):
+        z = make(80, np.random.default_rng(7))
+        assert abs(coreset_ray.score(z, draws=500, neighbors=20).sum()) < 1e-4
+
+
+# Pools out of the ordinary
+
+
+@pytest.mark.parametrize("tie_break", ["none", "uniform"])
+def test_of_five_copies_one_is_taken_first(tie_break: str) -> None:
+    rng = np.random.default_rng(8)
+    image = rng.permutation(np.repeat(np.arange(40), 5))
+    z = rng.normal(size=(40, 16))[image]
+    kept = coreset_ray.select(z, 40, draws=20_000, neighbors=50, tie_break=tie_break)
+    assert sorted(image[kept.rows]) == list(range(40))
+    random = coreset_ray.select(z, 40, method="random")
+    assert len(set(image[random.rows])) < 40
+
+
+def test_constant_dimensions_are_never_drawn_and_named() -> None:
+    z = gaussian(30, np.random.default_rng(9))[:, :6]
+    dead = np.insert(z, [0, 3, 6], [5.0, -1.0, 0.0], axis=1)
+    method = BlindCS(draws=300, neighbors=10)
+    with_dead, facts = score_columns(method, pool_of(dead), 2)
+    assert facts == {
+        "dimensions": 9,
+        "constant_dimensions_dropped": [0, 4, 8],
+        "neighbors_used": 10,
+    }
+    without = score_columns(method, pool_of(z), 2)[0]
+    np.testing.assert_array_equal(with_dead["score"], without["score"])
+    assert score_columns(BlindCS(draws=3), pool_of(z), 2)[1]["neighbors_used"] == 29
+
+
+def test_a_pool_of_one_image_over_and_over_scores_zero() -> None:
+    z = np.full((6, 3), 2.5)
+    with pytest.warns(UserWarning, match="all 6 images have one and the same embedding"):
+        columns, facts = score_columns(BlindCS(draws=50), pool_of(z), 0)
+    assert all(not column.any() for column in columns.values())
+    assert facts["constant_dimensions_dropped"] == [0, 1, 2]
+    with pytest.warns(UserWarning):
+        kept = coreset_ray.select(z, 2, draws=50, tie_break="none")
+    assert kept.rows.tolist() == [0, 1] and kept.weights.tolist() == [1, 1]
+
+
+def test_more_dims_than_vary_is_refused() -> None:
+    z = np.insert(gaussian(10, np.random.default_rng(0))[:, :3], 1, 7.0, axis=1)
+    assert coreset_ray.score(z, draws=5, dims=3).shape == (10,)
+    with pytest.raises(ValueError, match=r"dims=4: only 3 of the 4 .* at most 3"):
+        coreset_ray.score(z, draws=5, dims=4)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e300])
+def test_a_bad_row_is_named_as_the_caller_counts(bad: float) -> None:
+    z = gaussian(20, np.random.default_rng(0))
+    z[13, 2] = z[17, 5] = bad
+    uid = np.stack([np.arange(20)[::-1], np.zeros(20)], axis=1).astype(np.uint64)
+    for identity in (None, uid):
+        with pytest.raises(ValueError, match=r"row 13 .*\(2 such rows\)"):
+            coreset_ray.score(z, draws=5, uid=identity)
+    with pytest.raises(ValueError, match="row 13"):
+        slices_of(z)
+
+
+def test_layout_and_float_type_of_the_embedding_do_not_matter() -> None:
+    z = gaussian(30, np.random.default_rng(3)).astype(np.float16)
+    expected = coreset_ray.score(z, draws=100)
+    for same in (z.astype(">f4"), z.astype(float), np.asfortranarray(z, np.float32), z.tolist()):
+        np.testing.assert_array_equal(coreset_ray.score(same, draws=100), expected)
+
+
+# From scores to ranks and weights
+
+
+@given(st.lists(st.floats(-1e6, 1e6, width=32), min_size=2, max_size=30))
+def test_weights_are_scores_scaled_to_one(values: list[float]) -> None:
+    """Eq. 10 as (s - min) / (max - min)."""
+    score = np.array(values)
+    w = BlindCS().weight(score, score.min(), score.max())
+    if np.ptp(score) == 0:
+        assert (w == 1).all()
+        return
+    assert w[score.argmin()] == 0 and w[score.argmax()] == 1
+    assert ((w >= 0) & (w <= 1)).all()
+    order = np.argsort(score, kind="stable")
+    assert (np.diff(w[order]) >= 0).all()
+
+
+def test_weights_span_the_pool_not_the_coreset() -> None:
+    z = gaussian(50, np.random.default_rng(10))
+    score = coreset_ray.score(z, draws=400)
+    kept = coreset_ray.select(z, 5, draws=400)
+    expected = (score[kept.rows] - score.min()) / (score.max() - score.min())
+    np.testing.assert_allclose(kept.weights, expected, atol=1e-12)
+    assert kept.weights.min() > 0.1
+
+
+def test_ties_are_broken_as_told() -> None:
+    """Few draws with one neighbour leave most rows at exactly zero."""
+    z = gaussian(200, np.random.default_rng(11))
+    settings = {"draws": 10, "neighbors": 1}
+    score = coreset_ray.score(z, **settings)
+    zero = np.flatnonzero(score == 0)
+    assert len(zero) > 150
+
+    def ranked(seed: int, tie_break: str) -> list[int]:
+        method = BlindCS(**settings, tie_break=tie_break)
+        pool = pool_of(z)
+        key = method.rank_key(score, pool.uid, seed)
+        return [i for i in np.argsort(-key, kind="stable") if score[i] == 0]
+
+    assert ranked(0, "none") == ranked(1, "none") == zero.tolist()
+    assert ranked(0, "uniform") != ranked(1, "uniform") != zero.tolist()
+    np.testing.assert_array_equal(
+        BlindCS().rank_key(score, pool_of(z).uid, 3) - score,
+        (score + uid_uniform(3, pool_of(z).uid)) - score,
+    )
+    rows = coreset_ray.select(z, 200, **settings, tie_break="none").rows
+    assert [i for i in rows if score[i] == 0] == zero.tolist()
+
+
+def test_the_smallest_uid_covers_when_rows_coincide() -> None:
+    rng = np.random.default_rng(12)
+    z = np.repeat(rng.normal(size=(10, 8)), 3, axis=0)
+    uid = rng.permutation(30).astype(np.uint64)
+    pool = Pool(np.stack([uid, uid], axis=1), {"embedding": z})
+    coverage = score_columns(BlindCS(draws=500), pool, 0)[0]["coverage"]
+    smallest = [3 * g + int(np.argmin(uid[3 * g : 3 * g + 3])) for g in range(10)]
+    assert set(np.flatnonzero(coverage)) == set(smallest)
+
+
+def test_an_ordinary_run_warns_of_nothing() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        coreset_ray.select(relu(60, np.random.default_rng(0)), 0.5, draws=100)

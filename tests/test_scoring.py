@@ -1,0 +1,88 @@
+"""Scores from Ray equal scores from this process, bit for bit, for any number of workers."""
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from pools import digits_pool, write_config
+
+from coreset_ray import catalog
+from coreset_ray.config import load
+from coreset_ray.core.pool import Pool
+from coreset_ray.core.run import score_columns, select_rows
+from coreset_ray.io.tables import matrix, uid_words
+from pipelines import embed, score, select_coreset
+from pipelines.inputs import filled, pool_table
+
+
+@pytest.fixture(scope="module")
+def embedded(tmp_path_factory, ray_local):
+    folder = tmp_path_factory.mktemp("scoring")
+    train, _ = digits_pool(folder, shards=3, each=40)
+    config = write_config(folder, train)
+    embed.run(load(config))
+    return config
+
+
+def local_pool(config) -> Pool:
+    table = pool_table(config)
+    rows = [pq.read_table(table.parts.part(p).path) for p in filled(table.snapshot())]
+    embedding = np.concatenate([matrix(r["embedding"]) for r in rows])
+    return Pool(np.concatenate([uid_words(r["uid"]) for r in rows]), {"embedding": embedding})
+
+
+def scored(config) -> dict[str, dict[str, float]]:
+    """Column → uid → value, from the files."""
+    record = score.run(config)
+    stage, _ = score.stage_of(config)
+    columns: dict[str, dict[str, float]] = {}
+    for part in record["parts"]:
+        rows = pq.read_table(f"{stage.folder.path}/part-{part}.parquet")
+        for name in set(rows.column_names) - {"uid", "shard", "key"}:
+            pairs = zip(rows["uid"].to_pylist(), rows[name].to_pylist(), strict=True)
+            columns.setdefault(name, {}).update(pairs)
+    return columns
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+@pytest.mark.parametrize("method", list(catalog.methods()))
+def test_local_equals_ray(embedded, tmp_path, method, workers):
+    has_draws = "draws" in catalog.method_class(method).__dataclass_fields__
+    params = {"draws": 3001} if has_draws else {}
+    config = load(embedded).replace("score", method=method, params=params, seed=5)
+    config = config.replace("compute", score_workers=workers)
+    # The scores of an earlier worker count would be found finished: a name of its own for each.
+    config = config.model_copy(update={"name": f"w{workers}"})
+    stage, _ = score.stage_of(config)
+    if stage.done() is not None:
+        (stage.folder / "done.json").fs.delete_file(f"{stage.folder.path}/done.json")
+    pool = local_pool(config)
+    expected, _ = score_columns(config.score.build(), pool, seed=5)
+    found = scored(config)
+    assert found.keys() == expected.keys()
+    for name, column in expected.items():
+        by_uid = {f"{hi:016x}{lo:016x}": v for (hi, lo), v in zip(pool.uid, column, strict=True)}
+        assert found[name] == by_uid
+
+
+def test_the_manifest_is_the_local_selection(embedded):
+    config = load(embedded)
+    score.run(config)
+    select_coreset.run(config)
+    stage, _ = select_coreset.finished(config)
+    manifest = pq.read_table(f"{stage.folder.path}/manifest.parquet")
+    pool = local_pool(config)
+    kept = select_rows(config.score.build(), pool, config.select.budget, config.score.seed)
+    uid = [f"{hi:016x}{lo:016x}" for hi, lo in pool.uid[kept.rows]]
+    assert manifest["uid"].to_pylist() == uid
+    assert manifest["rank"].to_pylist() == list(range(len(uid)))
+    assert manifest["score"].to_pylist() == kept.gains.tolist()
+    assert manifest["weight"].to_pylist() == kept.weights.tolist()
+
+
+def test_scores_do_not_depend_on_how_the_pool_is_sharded(embedded, tmp_path):
+    """The same images under the same names, listed in another order, give the same answer."""
+    config = load(embedded)
+    folder = config.pool.shards[0]
+    backwards = [f"{folder}/0000{i}.tar" for i in (2, 0, 1)]
+    other = config.replace("pool", shards=tuple(backwards))
+    assert score.stage_of(other)[0].folder == score.stage_of(config)[0].folder
