@@ -3,6 +3,7 @@
 import hashlib
 import io
 import os
+import shutil
 import tarfile
 import time
 from types import SimpleNamespace
@@ -205,30 +206,27 @@ def test_the_answer_does_not_depend_on_the_number_of_actors_nor_on_the_entries(g
     assert snapshot == good.snapshot
 
 
-def test_new_and_changed_shards_are_embedded_and_nothing_else(good, tmp_path, weights):
-    pool = tmp_path / "pool"
-    for i in range(2):
-        write_shard(pool / f"{i}.tar", samples(i * PER_SHARD, 4))
-    config = configure(tmp_path, pool, [encoder(VIT, weights[VIT])], dtype="float16")
-    first = embed.run(config)
+def test_new_and_changed_shards_are_embedded_and_nothing_else(good, tmp_path):
+    shutil.copytree(good.folder, tmp_path, dirs_exist_ok=True)  # times are copied too
+    config = configure(tmp_path, tmp_path / "pool", good.encoders)
     before = records(config)
+    assert len(before) == 2 * SHARDS + 1
 
-    write_shard(pool / "1.tar", samples(500, 5))
-    write_shard(pool / "2.tar", samples(600, 3))
-    second = embed.run(config)
+    write_shard(tmp_path / "pool/00001.tar", samples(500, 5))
+    write_shard(tmp_path / "pool/more/7.tar", samples(600, 3))
+    snapshot = embed.run(config)
     after = records(config)
     assert {name: after[name] for name in before} == before, "the old parts stay as they were"
     assert sorted(name.partition("-")[0] for name in set(after) - set(before)) == [
-        *("parts/1", "parts/1", "parts/2", "parts/2")
+        *("parts/00001", "parts/00001", "parts/more_7", "parts/more_7")
     ]
-    assert [part["rows"] for part in second["parts"]] == [4, 5, 3]
-    assert second["parts"][0] == first["parts"][0]
-
-    rows = tables(config)["1.tar"].rows
-    assert rows["embedding"].type == pa.list_(pa.float16(), 64)
+    rows = {part["shard"]: part["rows"] for part in snapshot["parts"]}
+    assert rows == {f"{i:05d}.tar": PER_SHARD for i in range(SHARDS)} | {
+        **{"00001.tar": 5, "more/7.tar": 3}
+    }
     expected = by_hand(config.embed.encoders, [data for _, data in samples(500, 5)])
-    assert not np.array_equal(expected, expected.astype("f2")), "or the type would not matter"
-    np.testing.assert_allclose(matrix(rows["embedding"]), expected, rtol=2e-3, atol=2e-3)
+    found = matrix(tables(config)["00001.tar"].rows["embedding"])
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
 # --- a bad pool ------------------------------------------------------------------------------
@@ -255,10 +253,11 @@ def bad_pool(pool):
 
 @pytest.fixture(scope="module")
 def bad(ray_local, tmp_path_factory, weights):
-    """A pool with every fault, run until it goes through; what each run said."""
+    """A pool with every fault, embedded once in half precision; what that run said."""
     folder = tmp_path_factory.mktemp("bad")
     bad_pool(folder / "pool")
-    config = configure(folder, folder / "pool", [encoder(VIT, weights[VIT])], max_bad=0.01)
+    encoders = [encoder(VIT, weights[VIT])]
+    config = configure(folder, folder / "pool", encoders, max_bad=0.01, dtype="float16")
     table = pool_table(config)
     assert len(table.shards) == 7
     (folder / "pool/vanished.tar").unlink()  # after it was listed
@@ -309,7 +308,9 @@ def test_bad_images_are_set_aside_with_their_reasons(bad):
     expected = by_hand(
         bad.config.embed.encoders, [d for k, d in samples(0, 10) if k.removesuffix(".png") in keys]
     )
-    np.testing.assert_allclose(matrix(shard.rows["embedding"]), expected, rtol=1e-4, atol=1e-5)
+    assert shard.rows["embedding"].type == pa.list_(pa.float16(), 64)
+    assert not np.array_equal(expected, expected.astype("f2")), "or the type would not matter"
+    np.testing.assert_allclose(matrix(shard.rows["embedding"]), expected, rtol=2e-3, atol=2e-3)
 
 
 def test_a_cut_shard_keeps_its_whole_samples(bad):
@@ -319,7 +320,7 @@ def test_a_cut_shard_keeps_its_whole_samples(bad):
     assert "ends early" in shard.commit.fault
     assert shard.bad == [("", shard.commit.fault)]
     same = matrix(shard.rows["embedding"]), matrix(whole.rows["embedding"])[:6]
-    np.testing.assert_allclose(*same, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(*same, rtol=2e-3, atol=2e-3)
     assert whole.bad == [] and whole.commit.fault == ""
 
 

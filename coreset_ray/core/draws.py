@@ -130,7 +130,7 @@ def _penalise(distance, near, exponent, unit, redundancy):
     """Shares one whole penalty over the neighbours in proportion to distance^-exponent.
 
     Written as (closest / distance)^exponent, which neither overflows nor depends on scale. The
-    normalising sum is an integer too (in units of 2⁻⁴⁰), so that it does not depend on order.
+    normalising sum is an integer too (in units of 1/fine), so that it does not depend on order.
     """
     closest = distance[near].min()
     if closest == 0.0:
@@ -142,10 +142,11 @@ def _penalise(distance, near, exponent, unit, redundancy):
             if distance[i] == 0.0:
                 redundancy[i] += share
         return
+    fine = 2.0**40 if len(near) <= 1 << 22 else 2.0**28  # the sum stays below 2⁶³
     whole = np.int64(0)
     for i in near:
-        whole += np.int64(_power(closest / distance[i], exponent) * 2.0**40 + 0.5)
-    scale = unit * 2.0**40 / whole
+        whole += np.int64(_power(closest / distance[i], exponent) * fine + 0.5)
+    scale = unit * fine / whole
     for i in near:
         redundancy[i] += np.int64(_power(closest / distance[i], exponent) * scale + 0.5)
 

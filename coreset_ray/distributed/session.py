@@ -31,6 +31,7 @@ def session(address: str | None = None) -> Iterator[None]:
             "start one with `ray start --head`, or unset compute.address and RAY_ADDRESS to use "
             "a local Ray"
         ) from error
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # we show our own
     try:
         with _plain_errors():

@@ -1,0 +1,207 @@
+"""The chain as a user runs it: the command line, its files, its errors and exit status."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import webdataset
+from pools import digits_pool, write_config
+
+from coreset_ray.config import load
+from pipelines import evaluate, export, run, select_coreset
+
+RESNET = {"epochs": 1, "image_size": 8, "padding": 0, "flip": False, "batch_size": 32}
+
+
+def command(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess:
+    line = [sys.executable, "-m", "coreset_ray.cli", *map(str, words)]
+    environment = {**os.environ, "RAY_ADDRESS": "local"}
+    return subprocess.run(line, capture_output=True, text=True, cwd=cwd, env=environment)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, ray_local):
+    """A whole run in this process, with both evaluators."""
+    folder = tmp_path_factory.mktemp("chain")
+    train, test = digits_pool(folder, shards=4, each=50)
+    evaluation = {"test": {"shards": str(test)}, "seeds": [0, 1], "resnet": RESNET}
+    path = write_config(folder, train, evaluate={**evaluation, "weighted": False})
+    return path, run.run(load(path))
+
+
+def manifest(config):
+    stage, _ = select_coreset.finished(config)
+    return pq.read_table(f"{stage.folder.path}/manifest.parquet")
+
+
+def test_the_run_says_where_everything_lies(finished):
+    _, outcome = finished
+    assert (outcome["images"], outcome["kept"], outcome["quarantined"]) == (200, 40, 0)
+    assert Path(outcome["manifest"]).is_file()
+    assert (Path(outcome["shards"]) / "00000.tar").is_file()
+
+
+def test_the_manifest_says_what_is_kept(finished):
+    rows = manifest(load(finished[0]))
+    expected = ["uid", "shard", "key", "rank", "score", "weight", "reason"]
+    assert rows.column_names == expected
+    assert rows["rank"].to_pylist() == list(range(40))
+    assert len(set(rows["uid"].to_pylist())) == 40
+    assert all(0 <= w <= 1 for w in rows["weight"].to_pylist())
+
+
+def test_provenance_is_complete(finished):
+    config = load(finished[0])
+    stage, _ = select_coreset.finished(config)
+    told = (stage.folder / "selection.json").read_json()
+    assert told["config"]["score"]["params"] == config.score.params
+    assert told["score"]["seed"] == 0 and told["score"]["params"]["neighbors"] == 20
+    assert {"coreset_ray", "torch", "ray", "python"} <= told["versions"].keys()
+    assert (told["kept"], told["pool"]) == (40, 200)
+    assert told["inputs"].keys() == {"scores", "table", "snapshot"}
+
+
+def test_exported_shards_hold_the_original_bytes(finished):
+    config = load(finished[0])
+    stage, record = export.finished(config)
+    source = {}
+    for shard in sorted(Path(config.pool.shards[0]).glob("*.tar")):
+        for sample in read_shard(shard):
+            source[shard.name, sample["__key__"]] = (sample["png"], sample["cls"])
+    index = pq.read_table(f"{stage.folder.path}/index.parquet").to_pylist()
+    exported = {s["__key__"]: s for n in record["shards"] for s in read_shard(stage.folder.path, n)}
+    assert len(index) == len(exported) == 40
+    for row in index:
+        sample = exported[row["export_key"]]
+        assert (sample["png"], sample["cls"]) == source[row["shard"], row["key"]]
+    lines = Path(stage.folder.path, "manifest.jsonl").read_text().splitlines()
+    assert [json.loads(line)["uid"] for line in lines] == [row["uid"] for row in index]
+
+
+def read_shard(*path):
+    pipe = webdataset.tariterators
+    with open(os.path.join(*map(str, path)), "rb") as stream:
+        files = pipe.tar_file_expander([{"url": "x", "stream": stream}])
+        return list(pipe.group_by_keys(files))
+
+
+def test_manifest_order_puts_the_best_first(finished):
+    config = load(finished[0]).replace("export", order="manifest", samples_per_shard=15)
+    export.run(config)
+    stage, record = export.finished(config)
+    assert record["shards"] == ["00000.tar", "00001.tar", "00002.tar"]
+    index = pq.read_table(f"{stage.folder.path}/index.parquet")
+    assert index["rank"].to_pylist() == list(range(40))
+    keys = [s["__key__"] for n in record["shards"] for s in read_shard(stage.folder.path, n)]
+    assert keys == index["export_key"].to_pylist()
+
+
+def test_the_report_has_random_beside_every_row(finished):
+    config = load(finished[0])
+    rows = evaluate.run(config)["results"]
+    found = {(r["evaluator"], r["method"], r["seed"]) for r in rows}
+    names = ("probe", "resnet18"), ("blindcs", "random"), (0, 1)
+    assert found == {(e, m, s) for e in names[0] for m in names[1] for s in names[2]}
+    assert all(0 <= r["accuracy"] <= 1 and r["images"] == 40 for r in rows)
+    assert "± " in finished[1]["report"] and "baseline" in finished[1]["report"]
+
+
+def test_running_again_does_nothing(finished):
+    path, _ = finished
+    config = load(path)
+    work = Path(config.workspace)
+    before = {p: p.stat().st_mtime_ns for p in work.rglob("*") if p.is_file()}
+    run.run(config)
+    after = {p: p.stat().st_mtime_ns for p in work.rglob("*") if p.is_file()}
+    changed = {p for p in after if after[p] != before.get(p)}
+    assert {p.parent.name for p in changed} <= {"snapshots"} and after.keys() == before.keys()
+
+
+def test_another_budget_reuses_scores(finished):
+    config = load(finished[0]).replace("select", budget=10)
+    select_coreset.run(config)
+    assert manifest(config)["uid"].to_pylist() == manifest(load(finished[0]))["uid"].to_pylist()[:10]
+
+
+def test_labels_never_reach_a_selection(finished, tmp_path):
+    """The same shards without .cls give the same manifest, bit for bit."""
+    config = load(finished[0])
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for shard in Path(config.pool.shards[0]).glob("*.tar"):
+        with webdataset.TarWriter(str(bare / shard.name), encoder=False) as out:
+            for sample in read_shard(shard):
+                out.write({"__key__": sample["__key__"], "png": sample["png"]})
+    other = write_config(finished[0].parent, bare, workspace=str(tmp_path / "work"))
+    other = load(other).model_copy(update={"evaluate": None})
+    run.run(other)
+    assert manifest(other).equals(manifest(config))
+
+
+def test_export_refuses_a_folder_of_others(finished, tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    config = load(finished[0]).replace("export", out=str(tmp_path))
+    with pytest.raises(ValueError, match=r"thesis\.tex"):
+        export.run(config)
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+def test_export_refuses_another_coreset(finished, tmp_path):
+    config = load(finished[0]).replace("export", out=str(tmp_path / "out"))
+    export.run(config)
+    other = config.replace("select", budget=5)
+    select_coreset.run(other)
+    with pytest.raises(ValueError, match="holds the coreset of"):
+        export.run(other)
+
+
+def test_missing_labels_name_an_image(finished, tmp_path):
+    labels = tmp_path / "labels.csv"
+    labels.write_text("key,label\n00000,1\n")
+    config = load(finished[0]).replace("evaluate", labels=str(labels))
+    with pytest.raises(ValueError, match=r"have no label in .*labels\.csv"):
+        evaluate.run(config)
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "says"),
+    [
+        (["embed", "nowhere.yaml"], 2, "nowhere.yaml"),
+        (["embed", "{config}", "pool.shard=x"], 2, "did you mean 'shards'"),
+        (["embed", "{config}", "pool.shards=nowhere/*.tar"], 2, "nowhere"),
+        (["score", "{config}", "workspace={tmp}"], 2, "coreset-ray embed"),
+        (["select", "{config}", "score.seed=77"], 2, "coreset-ray score"),
+        (["export", "{config}", "select.budget=7"], 2, "coreset-ray select"),
+        (["evaluate", "{config}", "evaluate=null"], 2, "no `evaluate` section"),
+        (["select", "{config}", "select.budget=201"], 2, "budget=201"),
+        (["shards", "digits", "{tmp}", "--per-shard", "0"], 2, "per_shard"),
+        (["frobnicate"], 2, "invalid choice"),
+    ],
+)
+def test_errors_say_what_and_where(finished, tmp_path, words, status, says):
+    filled = [w.format(config=finished[0], tmp=tmp_path) for w in words]
+    outcome = command(*filled)
+    assert outcome.returncode == status, outcome.stderr
+    assert says in outcome.stderr
+    assert "Traceback" not in outcome.stderr
+
+
+@pytest.mark.parametrize("stage", ["", "run", "embed", "score", "select", "export", "evaluate"])
+def test_help_is_worth_reading(stage):
+    outcome = command(*filter(None, [stage]), "--help")
+    assert outcome.returncode == 0 and len(outcome.stdout.splitlines()) > 10
+
+
+def test_pipelines_run_as_modules():
+    modules = sorted(p.stem for p in (Path(__file__).parent.parent / "pipelines").glob("*.py"))
+    runnable = [m for m in modules if m not in ("__init__", "inputs", "report")]
+    assert len(runnable) == 7
+    for module in runnable:
+        line = [sys.executable, "-m", f"pipelines.{module}", "--help"]
+        outcome = subprocess.run(line, capture_output=True, text=True)
+        assert outcome.returncode == 0, outcome.stderr
+        assert outcome.stdout.startswith("usage: coreset-ray")
