@@ -34,39 +34,41 @@ _BLOCK_BYTES = 32 << 20  # of pixels between the two stages
 # Bounds how many decoders a node runs. Asked of decoders alone, it also tells Ray Data to keep the
 # two stages apart, so that shards are decoded ahead while encoders work.
 _DECODER_BYTES = 512 << 20
+_DECODER_CPUS = 0.25
+_ENCODER_BYTES = 3 << 30  # a process with the default encoders
+_SECONDS_OF_GRACE = 20.0
 _PASSES = 3  # over shards whose writer was lost
 _SHARDS_PER_WRITER = 16  # in flight at once, for choosing the number of writers
 
 
 @dataclass(frozen=True)
 class EmbedPlan:
-    """How the work is laid out; none of it changes an answer.
+    """How the work is laid out.
 
-    encoders: actors; encoder_cpus, encoder_gpus: what each holds; threads: of one actor;
-    decode_cpus: of one decoding task; batch_size: images a forward pass.
+    encoders: actors; encoder_cpus, encoder_gpus: what each holds; batch_size: images a forward
+    pass. An encoder actor always computes with one CPU thread: how torch splits a sum over threads
+    moves its last bits, and the number of actors may not.
     """
 
     device: str
     encoders: int
     encoder_cpus: float
     encoder_gpus: float
-    threads: int
-    decode_cpus: float
     batch_size: int
 
 
 def plan_embedding(
     on: Cluster, device: str, batch_size: int, encoders: int | None, encoder_gpus: float
 ) -> EmbedPlan:
-    """As many encoder actors as the GPUs allow, or one a node on CPUs; decoders get the rest."""
+    """As many encoder actors as the GPUs allow; without GPUs one a CPU, as far as memory allows."""
     if device == "cuda":
         count = encoders or max(1, int(on.gpus / encoder_gpus))
         cpus = min(1.0, on.cpus / (2 * count))
-        return EmbedPlan(device, count, cpus, encoder_gpus, max(1, int(cpus)), 1.0, batch_size)
-    count = encoders or len(on.node_cpus)
-    share = min(on.node_cpus) / -(-count // len(on.node_cpus))
-    cpus = max(share - 1, share / 2)
-    return EmbedPlan(device, count, cpus, 0.0, max(1, int(share)), min(1.0, share / 2), batch_size)
+        return EmbedPlan(device, count, cpus, encoder_gpus, batch_size)
+    room = (min(int(cpus), int(memory // _ENCODER_BYTES)) for cpus, memory in on.nodes)
+    count = encoders or max(1, sum(room))
+    # A quarter of the CPUs is left to decoders, which need less than encoders on a CPU do.
+    return EmbedPlan(device, count, 0.75 * min(1.0, on.cpus / count), 0.0, batch_size)
 
 
 def embed_shards(
@@ -128,7 +130,7 @@ def _one_pass(
                 cast(Any, read),
                 batch_size=1,
                 batch_format="numpy",
-                num_cpus=plan.decode_cpus,
+                num_cpus=_DECODER_CPUS,
                 memory=_DECODER_BYTES,
             )
             .map_batches(
@@ -143,10 +145,24 @@ def _one_pass(
             .iter_batches(batch_size=None, batch_format="numpy")
         )
         _follow(receipts, len(shards), writers)
-    states = ray.get([w.state.remote() for w in writers])
+    states = _last_states(writers, len(shards))
     for writer in writers:
         ray.kill(cast(Any, writer))
     return {name: reason for s in states for name, reason in s["unreadable"].items()}
+
+
+def _last_states(writers: Sequence[Any], shards: int) -> list[dict[str, Any]]:
+    """The writers' states once they account for every shard, or stand still: the last rows may
+    still be on their way to them when the stream ends."""
+    before, since = -1, time.monotonic()
+    while True:
+        states = ray.get([w.state.remote() for w in writers])
+        settled = sum(s["shards"] + len(s["unreadable"]) for s in states)
+        if settled > before:
+            before, since = settled, time.monotonic()
+        if settled >= shards or time.monotonic() - since > _SECONDS_OF_GRACE:
+            return states
+        time.sleep(0.1)
 
 
 def _follow(receipts: Any, shards: int, writers: Sequence[Any]) -> None:
@@ -270,7 +286,7 @@ class _EncodeBlock:
 
         from coreset_ray.models.encoders import Encoder
 
-        torch.set_num_threads(plan.threads)
+        torch.set_num_threads(1)
         self._error = ""
         try:
             self._encoder = Encoder(specs, device=plan.device, precision=precision)

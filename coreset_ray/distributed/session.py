@@ -53,20 +53,20 @@ def _plain_errors() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Cluster:
-    """What the living nodes offer. node_cpus: CPUs of each node that has any."""
+    """What the living nodes offer. nodes: CPUs and bytes of memory of each that has CPUs."""
 
-    node_cpus: tuple[float, ...]
+    nodes: tuple[tuple[float, float], ...]
     gpus: float
 
     @property
     def cpus(self) -> float:
-        return sum(self.node_cpus)
+        return sum(cpus for cpus, _ in self.nodes)
 
 
 def cluster() -> Cluster:
     """The cluster this process is connected to, as it stands now."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    cpus = tuple(node["CPU"] for node in nodes if node.get("CPU", 0) > 0)
+    cpus = tuple((node["CPU"], node["memory"]) for node in nodes if node.get("CPU", 0) > 0)
     return Cluster(cpus, sum(node.get("GPU", 0) for node in nodes))
 
 
