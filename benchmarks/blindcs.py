@@ -14,8 +14,8 @@ import numpy as np
 import pyarrow as pa
 
 from coreset_ray.core.pool import pool_of
-from coreset_ray.io.tables import matrix, read_table
 from coreset_ray.io.filesystem import locate
+from coreset_ray.io.tables import matrix, read_table
 from coreset_ray.scores.blindcs import BlindCS
 
 
@@ -33,8 +33,8 @@ def main() -> None:
     for number in range(options.rounds):
         first = number * options.draws
         slow = max(20, options.draws // 20)
-        ours = seconds(lambda: method.tally(slices, 0, first, first + options.draws))
-        theirs = seconds(lambda: argpartition_form(method, slices, first, slow))
+        ours = seconds(method.tally, slices, 0, first, first + options.draws)
+        theirs = seconds(argpartition_form, method, slices, first, slow)
         ours, theirs = 1e6 * ours / options.draws, 1e6 * theirs / slow
         ratios.append(theirs / ours)
         print(f"round {number}: kernel {ours:.0f} µs, NumPy {theirs:.0f} µs, {ratios[-1]:.1f} x")
@@ -64,9 +64,9 @@ def embedding(table: Path | None, rows: int) -> np.ndarray:
     return matrix(pa.chunked_array(chunks))[:rows]
 
 
-def seconds(work) -> float:
+def seconds(work, *arguments) -> float:
     start = time.perf_counter()
-    work()
+    work(*arguments)
     return time.perf_counter() - start
 
 

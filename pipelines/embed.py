@@ -60,6 +60,12 @@ def _judge(max_bad: float, commits: list[Commit], table: Table) -> None:
     broken = [c for c in commits if c.fault]
     for commit in broken:
         _log.warning("shard %s: %s; %d images kept", commit.shard, commit.fault, commit.rows)
+    for commit in commits:
+        if commit.repeated:
+            _log.warning(
+                "shard %s: %d samples have a key seen before in it; the first of each is kept",
+                *(commit.shard, commit.repeated),
+            )
     bad = sum(c.quarantined for c in commits)
     seen = sum(c.rows for c in commits) + bad
     if bad > max_bad * seen or len(broken) > max_bad * len(commits):

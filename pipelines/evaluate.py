@@ -86,15 +86,19 @@ def _shard_marks(table: Table) -> list[Any]:
 
 
 def _arms(config: Config, settings: EvaluateConfig) -> list[Arm]:
-    """For each seed: the coreset, random of the same size, and both with loss weights.
+    """For each seed: the coreset, random of the same size, and both with loss weights; random
+    alone where the coreset is random itself.
 
     The second random row carries the coreset's weights in random order: what scaling the loss
     does by itself, without the selection.
     """
     arms = []
     for seed in settings.seeds:
-        coreset = _manifest(config.replace("score", seed=seed) if settings.reselect else config)
         baseline = _manifest(config.replace("score", method="random", params={}, seed=seed))
+        if config.score.method == "random":
+            arms.append(Arm("random", seed, False, baseline))
+            continue
+        coreset = _manifest(config.replace("score", seed=seed) if settings.reselect else config)
         arms += [
             Arm(config.score.method, seed, False, coreset),
             Arm("random", seed, False, baseline),

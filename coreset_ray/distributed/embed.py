@@ -25,7 +25,7 @@ from coreset_ray.distributed.session import Cluster
 from coreset_ray.distributed.writer import PartWriter
 from coreset_ray.io.filesystem import locate
 from coreset_ray.io.images import BadImage, decode
-from coreset_ray.io.shards import Sample, Shard, ShardError, read_samples
+from coreset_ray.io.shards import REPEATED, Sample, Shard, ShardError, read_samples
 from coreset_ray.io.tables import PartedTable, embedding_schema, uid_of
 from coreset_ray.models.preprocess import Preprocess, preprocess_of
 from coreset_ray.models.spec import EncoderSpec
@@ -239,7 +239,7 @@ class _Reader:
 
     def _row(self, sample: Sample) -> tuple[Any, ...]:
         if sample.repeated:
-            raise BadImage("this key was seen before in the shard")
+            raise BadImage(REPEATED)
         member = sample.image()
         if member is None:
             raise BadImage("the sample has no image")

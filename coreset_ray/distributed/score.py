@@ -76,9 +76,7 @@ class _Drawer:
     def start(self) -> None:
         """Answers once the actor is up."""
 
-    def tally(
-        self, method: Sampled, seed: int, prepared: Any, first: int, last: int
-    ) -> np.ndarray:
+    def tally(self, method: Sampled, seed: int, prepared: Any, first: int, last: int) -> np.ndarray:
         return method.tally(prepared, seed, first, last)
 
 

@@ -7,7 +7,7 @@ import pyarrow as pa
 import ray
 
 from coreset_ray.io.filesystem import locate
-from coreset_ray.io.shards import Shard
+from coreset_ray.io.shards import REPEATED, Shard
 from coreset_ray.io.tables import QUARANTINE, Commit, PartedTable, content_hash, part_name
 
 _Fault = tuple[str, str]  # key, reason
@@ -79,6 +79,7 @@ class PartWriter:
             part=part_name(shard),
             rows=rows.num_rows if rows else 0,
             quarantined=len(faults),
+            repeated=sum(reason == REPEATED for _, reason in faults),
             fault=fault,
             content=content_hash(rows) if rows else "",
             precision=gathered.precision,

@@ -18,6 +18,8 @@ IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff"
 # WebDataset's rule: the key ends at the first dot of the base name, the extension follows.
 _MEMBER = re.compile(r"^((?:.*/)?[^./][^./]*)\.([^/]+)$", re.DOTALL)
 
+REPEATED = "this key was seen before in the shard"
+
 
 class ShardError(Exception):
     """A shard whose bytes are not a whole tar file; the message is the reason."""

@@ -10,7 +10,6 @@ import re
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -84,13 +83,18 @@ def read_table(location: Location, columns: Sequence[str] | None = None) -> pa.T
 
 @dataclass(frozen=True)
 class Commit:
-    """What one committed part holds. content: hash of its rows, empty where it has none; fault:
-    why the shard could not be read to its end, or empty; precision: what the encoder ran in."""
+    """What one committed part holds.
+
+    repeated: samples refused because their key had been seen in the shard; content: hash of its
+    rows, empty where it has none; fault: why the shard could not be read to its end, or empty;
+    precision: what the encoder ran in.
+    """
 
     shard: str
     part: str
     rows: int
     quarantined: int
+    repeated: int
     fault: str
     content: str
     precision: str
@@ -148,14 +152,3 @@ def content_hash(rows: pa.Table) -> str:
         digest.update("".join(rows[name].to_pylist()).encode())
     digest.update(np.ascontiguousarray(matrix(rows["embedding"])).tobytes())
     return digest.hexdigest()
-
-
-def schema_difference(found: pa.Schema, expected: pa.Schema) -> str:
-    """What differs, in words; empty when nothing does."""
-    pairs: list[Any] = [
-        f"{f.name}: {found.field(f.name).type if f.name in found.names else 'missing'}, "
-        f"expected {f.type}"
-        for f in expected
-        if f.name not in found.names or found.field(f.name).type != f.type
-    ]
-    return "; ".join(pairs)

@@ -56,7 +56,7 @@ class Encoder:
         self._models = []
         self.widths: tuple[int, ...] = ()
         for spec in self.specs:
-            model, width = load_with_width(spec)
+            model, width = _load(spec)
             self._models.append(model.to(device=self.device, memory_format=layout))  # pyright: ignore
             self.widths += (width,)
         self.width = sum(self.widths)
@@ -112,6 +112,15 @@ class Encoder:
                     f"encoder {spec.name!r}: images are {array.dtype} {array.shape}, not uint8 "
                     f"{wanted}; prepare them with preprocess_of(spec)"
                 )
+
+
+def _load(spec: EncoderSpec) -> tuple[torch.nn.Module, int]:
+    try:
+        return load_with_width(spec)
+    except ValueError as error:
+        if str(error).startswith("encoder "):
+            raise
+        raise ValueError(f"encoder {spec.name!r}: {error}") from error
 
 
 def describe(spec: EncoderSpec) -> dict[str, Any]:
