@@ -18,6 +18,9 @@ IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff"
 # WebDataset's rule: the key ends at the first dot of the base name, the extension follows.
 _MEMBER = re.compile(r"^((?:.*/)?[^./][^./]*)\.([^/]+)$", re.DOTALL)
 
+# tarfile copies what is left of its buffer at every read, so a larger one is slower.
+_BUFFER = 1 << 15
+
 REPEATED = "this key was seen before in the shard"
 
 
@@ -92,7 +95,7 @@ def read_samples(
     seen: set[str] = set()
     current: Sample | None = None
     try:
-        with tarfile.open(fileobj=stream, mode="r|", bufsize=1 << 20, tarinfo=_Header) as tar:
+        with tarfile.open(fileobj=stream, mode="r|", bufsize=_BUFFER, tarinfo=_Header) as tar:
             for info in tar:
                 match = _MEMBER.match(_text(info.name)) if info.isreg() else None
                 if match is None or info.issparse():
