@@ -13,7 +13,7 @@ from coreset_ray.distributed.export import locate_members
 from coreset_ray.distributed.probe import ProbeJob, probe_all
 from coreset_ray.distributed.session import choose_device, session
 from coreset_ray.distributed.train import train_and_test
-from coreset_ray.io.labels import attach_labels, class_names
+from coreset_ray.io.labels import attach_labels, class_names, label_mark
 from coreset_ray.io.shards import list_shards
 from coreset_ray.io.tables import read_table, uid_words, write_table
 from coreset_ray.io.workspace import Stage, Workspace
@@ -45,7 +45,9 @@ def run(config: Config) -> dict[str, Any]:
     selection, _ = select_coreset.finished(config)
     export.finished(config)
     test = test_table(config)
-    content = fingerprint([selection.name, plain(config)["evaluate"], _shard_marks(test)])
+    # Labels lie outside what was embedded: in the shards' other members, or in a file.
+    marks = [_shard_marks(pool_table(config)), _shard_marks(test), label_mark(settings.labels)]
+    content = fingerprint([selection.name, plain(config)["evaluate"], marks])
     stage = Workspace(config.workspace).stage("evaluations", config.name, content)
     if (record := stage.done()) is not None:
         _log.info("evaluate: nothing to do, %s is finished", stage.folder.uri)

@@ -160,6 +160,36 @@ def test_export_refuses_another_coreset(finished, tmp_path):
         export.run(other)
 
 
+def test_corrected_labels_are_evaluated_anew(finished, tmp_path):
+    config = load(finished[0])
+    labels = tmp_path / "labels.csv"
+    shards = [*Path(config.pool.shards[0]).glob("*.tar")]
+    shards += Path(config.evaluate.test.shards[0]).glob("*.tar")
+    keys = {s["__key__"]: s["cls"].decode() for shard in shards for s in read_shard(shard)}
+    labels.write_text("key,label\n" + "".join(f"{k},{v}\n" for k, v in keys.items()))
+    config = config.replace("evaluate", labels=str(labels), resnet=None, seeds=(0,))
+    first = evaluate.run(config)["results"]
+    labels.write_text("key,label\n" + "".join(f"{k},0\n" for k in keys))
+    second = evaluate.run(config)["results"]
+    assert all(r["accuracy"] < 1 for r in first)
+    assert all(r["accuracy"] == 1 for r in second)
+
+
+def test_a_gpu_that_is_not_there_is_an_error(finished, tmp_path):
+    config = load(finished[0]).model_copy(update={"workspace": str(tmp_path)})
+    with pytest.raises(ValueError, match="no GPU"):
+        run.run(config.replace("compute", device="cuda"))
+
+
+def test_random_as_the_method_is_its_own_baseline(finished):
+    config = load(finished[0]).replace("score", method="random", params={})
+    config = config.replace("evaluate", resnet=None)
+    rows = run.run(config.replace("score", seed=3)) and evaluate.run(
+        config.replace("score", seed=3)
+    )
+    assert {r["method"] for r in rows["results"]} == {"random"}
+
+
 def test_missing_labels_name_an_image(finished, tmp_path):
     labels = tmp_path / "labels.csv"
     labels.write_text("key,label\n00000,1\n")

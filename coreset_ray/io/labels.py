@@ -31,6 +31,15 @@ def attach_labels(images: pa.Table, source: str) -> pa.Table:
     )
 
 
+def label_mark(source: str) -> list[int]:
+    """What changes when a labels file does; nothing for `cls`."""
+    if source == "cls":
+        return []
+    location = locate(source)
+    info = location.fs.get_file_info(location.path)
+    return [info.size or 0, info.mtime_ns or 0]
+
+
 def class_names(labels: Sequence[str]) -> list[str]:
     """The distinct labels in order: by number where all are whole numbers, else by text."""
     names = sorted(set(labels))  # first by text: "7" and "07" are distinct labels of one number
