@@ -45,13 +45,8 @@ Original image bytes and sidecar files are kept as they are.
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs a command and exits with its status.
-
-    arguments: the words of the command line; a pipeline run as a module passes its own name, and
-    the rest comes from the command line.
-    """
-    words = list(sys.argv[1:] if arguments is None else [*arguments, *sys.argv[1:]])
-    options = _parser().parse_args(words)
+    """Runs a command and exits with its status. arguments: its words, by default sys.argv's."""
+    options = _parser().parse_args(arguments)
     logging.basicConfig(
         level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True
     )

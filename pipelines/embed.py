@@ -78,6 +78,8 @@ def _judge(max_bad: float, commits: list[Commit], table: Table) -> None:
 
 
 if __name__ == "__main__":
+    import sys
+
     from coreset_ray.cli import main
 
-    main(["embed"])
+    main(["embed", *sys.argv[1:]])

@@ -267,6 +267,8 @@ def _result(evaluator: str, arm: Arm, accuracy: float) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    import sys
+
     from coreset_ray.cli import main
 
-    main(["evaluate"])
+    main(["evaluate", *sys.argv[1:]])

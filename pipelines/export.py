@@ -90,6 +90,8 @@ def _is_shard_of_ours(name: str) -> bool:
 
 
 if __name__ == "__main__":
+    import sys
+
     from coreset_ray.cli import main
 
-    main(["export"])
+    main(["export", *sys.argv[1:]])

@@ -28,6 +28,8 @@ def run(config: Config) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    import sys
+
     from coreset_ray.cli import main
 
-    main(["run"])
+    main(["run", *sys.argv[1:]])

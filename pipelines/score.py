@@ -72,6 +72,8 @@ def finished(config: Config) -> tuple[Stage, dict[str, Any]]:
 
 
 if __name__ == "__main__":
+    import sys
+
     from coreset_ray.cli import main
 
-    main(["score"])
+    main(["score", *sys.argv[1:]])

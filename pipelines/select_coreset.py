@@ -67,6 +67,8 @@ def finished(config: Config) -> tuple[Stage, dict[str, Any]]:
 
 
 if __name__ == "__main__":
+    import sys
+
     from coreset_ray.cli import main
 
-    main(["select"])
+    main(["select", *sys.argv[1:]])
