@@ -88,9 +88,10 @@ class ExportConfig(Section):
 
 class ProbeConfig(Section):
     """Multinomial logistic regression on standardised embeddings. l2: weight of ½‖W‖² beside the
-    mean loss over the coreset."""
+    mean loss over the coreset; the default is the best of 0.001 … 1 for random choices of 500 and
+    of 5,000 CIFAR-10 images (benchmarks/README.md)."""
 
-    l2: Annotated[float, Field(gt=0)] = 1e-3
+    l2: Annotated[float, Field(gt=0)] = 0.1
     max_iterations: Positive = 500
 
 

@@ -25,7 +25,6 @@ from coreset_ray.io.tables import (
     matrix,
     part_name,
     read_table,
-    schema_difference,
     uid_of,
     uid_words,
     write_table,
@@ -60,7 +59,7 @@ def part(n, dtype="float32", shard=SHARD.name, seed=0):
 
 
 def record(shard=SHARD, **changes):
-    plain = Commit(shard.name, part_name(shard), 3, 0, "", "c0ffee", "float32")
+    plain = Commit(shard.name, part_name(shard), 3, 0, 0, "", "c0ffee", "float32")
     return replace(plain, **changes)
 
 
@@ -340,10 +339,3 @@ def test_a_stage_counts_once_it_is_finished(tmp_path):
     again = Workspace(str(tmp_path)).stage("scores", "blindcs", "abc")
     assert again.done() == {"rows": 3} and again == stage
     assert files(tmp_path) == ["scores/blindcs-abc/done.json"]
-
-
-def test_the_difference_between_schemas_in_words():
-    expected = embedding_schema(4, "float32")
-    assert schema_difference(expected, expected) == ""
-    words = schema_difference(embedding_schema(5, "float32").remove(0), expected)
-    assert "uid: missing" in words and "[4]" in words and "[5]" in words
