@@ -8,7 +8,8 @@ SETUP := .venv/.ready
 .PHONY: demo test test-all check format clean
 
 demo: $(SETUP)
-	@test -d runs/demo/shards/test || $(BIN)/coreset-ray shards digits runs/demo/shards --per-shard 200
+	@test -f runs/demo/shards/classes.txt || { rm -rf runs/demo/shards; \
+	  $(BIN)/coreset-ray shards digits runs/demo/shards --per-shard 200; }
 	@$(BIN)/coreset-ray run configs/demo.yaml
 
 test: $(SETUP)

@@ -115,6 +115,14 @@ class EvaluateConfig(Section):
             raise ValueError(f"seeds {list(self.seeds)} names a seed twice")
         return self
 
+    @model_validator(mode="after")
+    def _something_evaluates(self) -> "EvaluateConfig":
+        if self.probe is None and self.resnet is None:
+            raise ValueError("neither probe nor resnet is set: set one, or evaluate: null")
+        if self.resnet is not None and self.resnet.weighted:
+            raise ValueError("resnet.weighted is set for each row: use evaluate.weighted instead")
+        return self
+
 
 class ComputeConfig(Section):
     """Speed only. address: a Ray cluster (default: RAY_ADDRESS, else a running one, else a local

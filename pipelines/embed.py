@@ -8,6 +8,7 @@ from coreset_ray.distributed.embed import embed_shards, plan_embedding
 from coreset_ray.distributed.session import choose_device, cluster, session
 from coreset_ray.io.tables import Commit
 from coreset_ray.io.workspace import Workspace, snapshot_of
+from coreset_ray.models.spec import absolute
 from pipelines.inputs import Table, key_of, pool_table
 
 _log = logging.getLogger(__name__)
@@ -47,7 +48,7 @@ def _embed_missing(config: Config, table: Table) -> None:
     embed_shards(
         table.shards,
         table.parts,
-        config.embed.encoders,
+        [absolute(spec) for spec in config.embed.encoders],
         plan,
         dtype=config.embed.dtype,
         precision=config.embed.precision,
@@ -66,11 +67,19 @@ def _judge(max_bad: float, commits: list[Commit], table: Table) -> None:
                 "shard %s: %d samples have a key seen before in it; the first of each is kept",
                 *(commit.shard, commit.repeated),
             )
+    precisions = sorted({c.precision for c in commits if c.precision})
+    if len(precisions) > 1:
+        _log.warning(
+            "embeddings made in %s lie in one table, and differ by more than their last bits; set "
+            "embed.precision to have one",
+            " and ".join(precisions),
+        )
     bad = sum(c.quarantined for c in commits)
     seen = sum(c.rows for c in commits) + bad
-    if bad > max_bad * seen or len(broken) > max_bad * len(commits):
-        raise ValueError(
-            f"{bad} of {seen} images and {len(broken)} of {len(commits)} shards are unusable, "
+    lost = [c for c in broken if not c.rows]
+    if bad > max_bad * seen or len(lost) > max_bad * len(commits):
+        raise RuntimeError(
+            f"{bad} of {seen} images and {len(lost)} of {len(commits)} shards are unusable, "
             f"more than embed.max_bad = {max_bad}. The reasons lie in "
             f"{(table.stage.folder / 'quarantine').uri}. Everything else is embedded and kept: "
             "mend the pool, or raise embed.max_bad to go on without them"

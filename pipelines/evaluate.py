@@ -11,8 +11,9 @@ from coreset_ray.config import Config, EvaluateConfig, fingerprint, plain
 from coreset_ray.core.random import uid_uniform
 from coreset_ray.distributed.export import locate_members
 from coreset_ray.distributed.probe import ProbeJob, probe_all
-from coreset_ray.distributed.session import choose_device, session
+from coreset_ray.distributed.session import choose_device, cluster, session
 from coreset_ray.distributed.train import train_and_test
+from coreset_ray.io.filesystem import locate
 from coreset_ray.io.labels import attach_labels, class_names, label_mark
 from coreset_ray.io.shards import list_shards
 from coreset_ray.io.tables import read_table, uid_words, write_table
@@ -47,7 +48,9 @@ def run(config: Config) -> dict[str, Any]:
     test = test_table(config)
     # Labels lie outside what was embedded: in the shards' other members, or in a file.
     marks = [_shard_marks(pool_table(config)), _shard_marks(test), label_mark(settings.labels)]
-    content = fingerprint([selection.name, plain(config)["evaluate"], marks])
+    # The number of training workers moves batch normalisation, and with it the accuracy.
+    workers = config.compute.train_workers if settings.resnet is not None else None
+    content = fingerprint([selection.name, plain(config)["evaluate"], marks, workers])
     stage = Workspace(config.workspace).stage("evaluations", config.name, content)
     if (record := stage.done()) is not None:
         _log.info("evaluate: nothing to do, %s is finished", stage.folder.uri)
@@ -68,6 +71,16 @@ def run(config: Config) -> dict[str, Any]:
         sink.write(report.encode())
     record = {"selection": selection.name, "results": table.to_pylist(), "report": report}
     return stage.finish(record)
+
+
+def check(config: Config) -> None:
+    """Raises `ValueError` where the test shards or the file of labels are not there."""
+    settings = _settings(config)
+    assert test_table(config).shards, "list_shards refuses an entry that names nothing"
+    if settings.labels != "cls" and not locate(settings.labels).exists():
+        raise ValueError(
+            f"evaluate.labels={settings.labels!r} does not exist: give `cls` or a CSV file"
+        )
 
 
 def test_table(config: Config) -> Table:
@@ -107,7 +120,7 @@ def _arms(config: Config, settings: EvaluateConfig) -> list[Arm]:
         ]
         weights = coreset["weight"].to_numpy()
         if settings.weighted and (weights != 1).any():
-            shuffled = weights[np.argsort(uid_uniform(seed, uid_words(baseline["uid"])))]
+            shuffled = weights[np.argsort(uid_uniform(seed, uid_words(baseline["uid"]), use=2))]
             place = baseline.column_names.index("weight")
             control = baseline.set_column(place, "weight", pa.array(shuffled))
             arms += [
@@ -200,6 +213,11 @@ def _train(
     """One training for each arm; one that finished is not repeated."""
     assert settings.resnet is not None, "the caller checked"
     gpu = choose_device(config.compute.device) == "cuda"
+    if gpu and cluster().gpus < config.compute.train_workers:
+        raise ValueError(
+            f"compute.train_workers={config.compute.train_workers}: each takes a GPU, and this "
+            f"cluster has {cluster().gpus:g}"
+        )
     exported = _exported_images(config)
     results = []
     for arm in arms:

@@ -3,6 +3,8 @@
 import logging
 from typing import Any
 
+from pyarrow import fs as pafs
+
 from coreset_ray.config import Config, fingerprint
 from coreset_ray.distributed.export import export_samples
 from coreset_ray.distributed.session import session
@@ -48,6 +50,7 @@ def run(config: Config) -> dict[str, Any]:
     write_table(stage.folder / "index.parquet", index)
     write_lists(stage.folder, index)
     shards = sorted(set(index["export_shard"].to_pylist()))
+    _remove_unfinished(stage, shards)
     _log.info("export: %d images in %d shards, in %s", len(index), len(shards), stage.folder.uri)
     return stage.finish({"content": content, "selection": selection.name, "shards": shards})
 
@@ -72,8 +75,6 @@ def _refuse_other(stage: Stage, record: dict[str, Any], content: str) -> None:
 
 def _refuse_strangers(stage: Stage) -> None:
     """An unfinished export of ours may be finished; a folder of anything else is not touched."""
-    from pyarrow import fs as pafs
-
     selector = pafs.FileSelector(stage.folder.path, allow_not_found=True)
     ours = ("index.parquet", "manifest.csv", "manifest.jsonl")
     for info in stage.folder.fs.get_file_info(selector):
@@ -83,6 +84,13 @@ def _refuse_strangers(stage: Stage) -> None:
                 f"export.out={stage.folder.uri!r} holds {name!r}, which no export wrote: name an "
                 "empty folder"
             )
+
+
+def _remove_unfinished(stage: Stage, shards: list[str]) -> None:
+    """Shards that an earlier, unfinished export left here are no part of this coreset."""
+    for info in stage.folder.fs.get_file_info(pafs.FileSelector(stage.folder.path)):
+        if _is_shard_of_ours(info.base_name) and info.base_name not in shards:
+            stage.folder.fs.delete_file(info.path)
 
 
 def _is_shard_of_ours(name: str) -> bool:

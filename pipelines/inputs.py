@@ -48,7 +48,13 @@ class Table:
                 f"{len(missing)} of {len(self.shards)} shards are not embedded ({missing[0]!r} "
                 "first): run `coreset-ray embed` with this configuration first"
             )
-        return snapshot_of(self.stage.name, commits.values())
+        snapshot = snapshot_of(self.stage.name, commits.values())
+        if not Workspace(self.config.workspace).snapshot(key_of(snapshot)).exists():
+            raise NotReady(
+                "embedding these shards did not end well: run `coreset-ray embed` with this "
+                "configuration for the reason"
+            )
+        return snapshot
 
     def record(self) -> dict[str, Any]:
         """What determines the content of this table, for table.json."""

@@ -9,6 +9,8 @@ from pipelines import embed, evaluate, export, score, select_coreset
 
 def run(config: Config) -> dict[str, Any]:
     """Runs every stage; returns where things lie and the report, if there is one."""
+    if config.evaluate is not None:
+        evaluate.check(config)  # before hours are spent on the way there
     with session(config.compute.address):
         snapshot = embed.run(config)
         score.run(config)

@@ -159,7 +159,7 @@ def test_changed_image_bytes_are_refused_and_leave_no_shard(tmp_path):
     hashes = {k: hashlib.sha256(CONTENT[k][e]).hexdigest() for k, e in [("k3", "jpeg")]}
     changed = {**CONTENT, "k3": {"jpeg": b"THREE", "cls": b"10\n"}}
     make_shard(tmp_path / "in/s.tar", changed)
-    with pytest.raises(ValueError, match="run embed") as error:
+    with pytest.raises(RuntimeError, match="run embed") as error:
         write_shard(locate(tmp_path / "out/0.tar"), samples_of(members, hashes))
     assert "'k3'" in str(error.value) and shard.uri in str(error.value)
     assert list((tmp_path / "out").iterdir()) == []

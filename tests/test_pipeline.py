@@ -1,6 +1,7 @@
 """The chain as a user runs it: the command line, its files, its errors and exit status."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -13,9 +14,8 @@ from pools import digits_pool, tiny_encoder, write_config
 
 from coreset_ray import cli
 from coreset_ray.config import load
+from coreset_ray.models.recipe import Recipe
 from pipelines import evaluate, export, run, select_coreset
-
-RESNET = {"epochs": 1, "image_size": 8, "padding": 0, "flip": False, "batch_size": 32}
 
 
 def command(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess:
@@ -24,13 +24,21 @@ def command(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess
     return subprocess.run(line, capture_output=True, text=True, cwd=cwd, env=environment)
 
 
+@pytest.fixture(autouse=True)
+def _logging_as_before():
+    """The command line sets up logging for its process, which here is the tests'."""
+    before = logging.root.handlers[:], logging.root.level
+    yield
+    logging.root.handlers[:], logging.root.level = before
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, ray_local):
     """A whole run in this process, with both evaluators."""
     folder = tmp_path_factory.mktemp("chain")
     train, test = digits_pool(folder, shards=4, each=50)
-    evaluation = {"test": {"shards": str(test)}, "seeds": [0, 1], "resnet": RESNET}
-    path = write_config(folder, train, evaluate={**evaluation, "weighted": False})
+    evaluation = {"test": {"shards": str(test)}, "seeds": [0, 1]}
+    path = write_config(folder, train, evaluate=evaluation)
     return path, run.run(load(path))
 
 
@@ -104,11 +112,35 @@ def test_manifest_order_puts_the_best_first(finished):
 def test_the_report_has_random_beside_every_row(finished):
     config = load(finished[0])
     rows = evaluate.run(config)["results"]
-    found = {(r["evaluator"], r["method"], r["seed"]) for r in rows}
-    names = ("probe", "resnet18"), ("blindcs", "random"), (0, 1)
-    assert found == {(e, m, s) for e in names[0] for m in names[1] for s in names[2]}
+    found = {(r["method"], r["seed"]) for r in rows}
+    methods = ("blindcs", "random", "blindcs + weights", "random + weights")
+    assert found == {(m, s) for m in methods for s in (0, 1)} and len(rows) == len(found)
     assert all(0 <= r["accuracy"] <= 1 and r["images"] == 40 for r in rows)
     assert "± " in finished[1]["report"] and "baseline" in finished[1]["report"]
+
+
+def test_the_control_carries_the_same_weights(finished):
+    config = load(finished[0])
+    coreset, baseline, ours, control = evaluate._arms(config, config.evaluate)[:4]
+    assert (ours.name, control.name) == ("blindcs + weights", "random + weights")
+    assert ours.rows.equals(coreset.rows)
+    assert control.rows["uid"].equals(baseline.rows["uid"])
+    assert sorted(control.rows["weight"].to_pylist()) == sorted(ours.rows["weight"].to_pylist())
+    assert control.rows["weight"].to_pylist() != ours.rows["weight"].to_pylist()
+
+
+def test_a_resnet_is_trained_on_the_coreset_and_on_random(finished):
+    recipe = Recipe(epochs=1, image_size=8, padding=0, flip=False, batch_size=32)
+    config = load(finished[0]).replace(
+        "evaluate", resnet=recipe, probe=None, seeds=(0,), weighted=False
+    )
+    rows = evaluate.run(config)["results"]
+    assert [(r["evaluator"], r["method"]) for r in rows] == [
+        ("resnet18", "blindcs"),
+        ("resnet18", "random"),
+    ]
+    exported = evaluate._exported_images(config)
+    assert len(exported) == 40 and "/exports/" in exported["path"][0].as_py()
 
 
 def test_running_again_does_nothing(finished):
@@ -150,6 +182,15 @@ def test_export_refuses_a_folder_of_others(finished, tmp_path):
     with pytest.raises(ValueError, match=r"thesis\.tex"):
         export.run(config)
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+def test_shards_of_an_unfinished_export_do_not_stay(finished, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "00007.tar").write_bytes(b"left by a larger export that was killed")
+    config = load(finished[0]).replace("export", out=str(out))
+    export.run(config)
+    assert [p.name for p in out.glob("*.tar")] == ["00000.tar"]
 
 
 def test_export_refuses_another_coreset(finished, tmp_path):

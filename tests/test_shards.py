@@ -424,3 +424,30 @@ def test_a_damaged_shard_raises_nothing_else(changes, mend):
         assert sample.key.encode("utf-8")
         for member in sample.members.values():
             assert data[member.offset : member.offset + member.size] == member.data
+
+
+def test_a_malformed_pax_record_is_a_fault_of_the_shard(tmp_path):
+    path = tmp_path / "pax.tar"
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
+        info = tarfile.TarInfo("a.jpg")
+        info.pax_headers = {"GNU.sparse.map": "x,y"}
+        tar.addfile(info, io.BytesIO(b""))
+    with path.open("rb") as stream, pytest.raises(ShardError, match="bad header"):
+        list(read_samples(stream, path.stat().st_size))
+
+
+def test_only_the_members_asked_for_are_read(tmp_path, monkeypatch):
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w") as tar:
+        for name in ("a.jpg", "a.npy"):
+            info = tarfile.TarInfo(name)
+            info.size = 1000
+            tar.addfile(info, io.BytesIO(bytes(1000)))
+    monkeypatch.setattr("coreset_ray.io.shards.MEMBER_BYTES", 999)
+    with path.open("rb") as stream:
+        (sample,) = read_samples(stream, path.stat().st_size, {"jpg"}.__contains__)
+    assert [m.data for m in sample.members.values()] == [None, None]
+    monkeypatch.setattr("coreset_ray.io.shards.MEMBER_BYTES", 1000)
+    with path.open("rb") as stream:
+        (sample,) = read_samples(stream, path.stat().st_size, {"jpg"}.__contains__)
+    assert [m.data for m in sample.members.values()] == [bytes(1000), None]

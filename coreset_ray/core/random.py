@@ -24,14 +24,17 @@ def draw_words(seed: int, first: int, count: int, width: int) -> np.ndarray:
     return words.reshape(count, blocks * _WORDS_PER_BLOCK)[:, :width]
 
 
-def uid_uniform(seed: int, uid: np.ndarray) -> np.ndarray:
-    """One uniform number in [0, 1) for each row, a function of (seed, uid) alone.
+def uid_uniform(seed: int, uid: np.ndarray, use: int = 0) -> np.ndarray:
+    """One uniform number in [0, 1) for each row, a function of (seed, use, uid) alone.
+
+    use: what the numbers are for; uses that may meet at one seed take different numbers.
 
     The finaliser of splitmix64 (Steele et al., 2014) over the two halves of the uid.
 
     uid: (n, 2) uint64. Returns: (n,) float64 with 53 random bits.
     """
-    mixed = _splitmix(uid[:, 0] ^ _splitmix(np.uint64(check_seed(seed))))
+    start = _splitmix(np.uint64(check_seed(seed))) ^ np.uint64(use)
+    mixed = _splitmix(uid[:, 0] ^ _splitmix(start))
     return unit_interval(_splitmix(uid[:, 1] ^ mixed))
 
 

@@ -11,7 +11,7 @@ how many workers there are.
 import hashlib
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -19,13 +19,21 @@ import numpy as np
 import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, DataContext
+from ray.exceptions import RayActorError
 
 from coreset_ray.distributed.progress import Progress
 from coreset_ray.distributed.session import Cluster
 from coreset_ray.distributed.writer import PartWriter
 from coreset_ray.io.filesystem import locate
 from coreset_ray.io.images import BadImage, decode
-from coreset_ray.io.shards import REPEATED, Sample, Shard, ShardError, read_samples
+from coreset_ray.io.shards import (
+    IMAGE_EXTENSIONS,
+    REPEATED,
+    Sample,
+    Shard,
+    ShardError,
+    read_samples,
+)
 from coreset_ray.io.tables import PartedTable, embedding_schema, uid_of
 from coreset_ray.models.preprocess import Preprocess, preprocess_of
 from coreset_ray.models.spec import EncoderSpec
@@ -151,12 +159,25 @@ def _one_pass(
     return {name: reason for s in states for name, reason in s["unreadable"].items()}
 
 
+def _states(writers: Sequence[Any]) -> list[dict[str, Any]]:
+    """What the living writers say. What a lost one had not committed is embedded again. Raises
+    `RuntimeError` where a part could not be written."""
+    states = []
+    for writer in writers:
+        with suppress(RayActorError):
+            states.append(ray.get(writer.state.remote()))
+    for state in states:
+        if state["error"]:
+            raise RuntimeError(state["error"])
+    return states
+
+
 def _last_states(writers: Sequence[Any], shards: int) -> list[dict[str, Any]]:
     """The writers' states once they account for every shard, or stand still: the last rows may
     still be on their way to them when the stream ends."""
     before, since = -1, time.monotonic()
     while True:
-        states = ray.get([w.state.remote() for w in writers])
+        states = _states(writers)
         settled = sum(s["shards"] + len(s["unreadable"]) for s in states)
         if settled > before:
             before, since = settled, time.monotonic()
@@ -182,10 +203,7 @@ def _follow(receipts: Any, shards: int, writers: Sequence[Any]) -> None:
 
 
 def _show(progress: Progress, rate: float, writers: Sequence[Any]) -> None:
-    states = ray.get([w.state.remote() for w in writers])
-    for state in states:
-        if state["error"]:
-            raise RuntimeError(state["error"])
+    states = _states(writers)
     shards, rows, bad = (sum(s[k] for s in states) for k in ("shards", "rows", "quarantined"))
     progress.update(shards, f"{rows} images, {rate:.0f} images/s, {bad} quarantined")
 
@@ -235,7 +253,7 @@ class _Reader:
 
     def _samples(self, shard: Shard) -> Iterator[Sample]:
         with locate(shard.uri).open_stream() as stream:
-            yield from read_samples(stream, shard.size)
+            yield from read_samples(stream, shard.size, IMAGE_EXTENSIONS.__contains__)
 
     def _row(self, sample: Sample) -> tuple[Any, ...]:
         if sample.repeated:
@@ -243,7 +261,8 @@ class _Reader:
         member = sample.image()
         if member is None:
             raise BadImage("the sample has no image")
-        assert member.data is not None, "the reader keeps image bytes"
+        if member.data is None:
+            raise BadImage(f"{member.size} bytes are too many for one image")
         image = decode(member.data, self._max_pixels)
         try:
             pixels = [fit(image) for fit in self._preprocess]

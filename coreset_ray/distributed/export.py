@@ -15,22 +15,26 @@ from coreset_ray.io.tables import PartedTable, part_name, read_table
 _UNDER_WAY = 256  # tasks submitted ahead
 
 
-def locate_members(shards: Mapping[str, Shard], rows: pa.Table) -> pa.Table:
+def locate_members(
+    shards: Mapping[str, Shard], rows: pa.Table, table: PartedTable | None = None
+) -> pa.Table:
     """Where every member of these samples lies, in the order of shard names.
 
-    shards: the pool's shards by name; rows: columns shard and key. Raises `ValueError` for a
+    shards: the pool's shards by name; rows: columns shard and key. table: adds a column sha256,
+    what each sample's image was when this table was made. Raises `RuntimeError` for a
     sample that its shard no longer holds.
     """
     wanted: dict[str, list[str]] = {}
     for shard, key in zip(rows["shard"].to_pylist(), rows["key"].to_pylist(), strict=True):
         wanted.setdefault(shard, []).append(key)
     names = sorted(wanted)
-    tasks = [(shards[name], wanted[name]) for name in names]
+    folder = None if table is None else table.folder.uri
+    tasks = [(shards[name], wanted[name], folder) for name in names]
     found = pa.concat_tables(_map(_find, tasks, "locate", "shards"))
     have = set(found.filter(found["image"])["uid"].to_pylist())
     missing = [uid for uid in rows["uid"].to_pylist() if uid not in have]
     if missing:
-        raise ValueError(
+        raise RuntimeError(
             f"{len(missing)} chosen images are no longer in their shards (uid {missing[0]} first): "
             "run embed, score and select again"
         )
@@ -51,7 +55,7 @@ def export_samples(
 
     order: `pool` keeps the order of the shards, `manifest` the ranking.
     """
-    members = grouped(locate_members(shards, manifest), "uid")
+    members = grouped(locate_members(shards, manifest, table), "uid")
     if order == "pool":
         place = {uid: number for number, uid in enumerate(members)}
         uids = manifest["uid"].to_pylist()
@@ -66,11 +70,8 @@ def export_samples(
         rows = manifest.slice(start, samples_per_shard)
         chosen = [members[uid] for uid in rows["uid"].to_pylist()]
         targets += [name] * rows.num_rows
-        parts = {s: part_name(shards[s]) for s in set(rows["shard"].to_pylist())}
         new_keys = keys[start : start + samples_per_shard]
-        tasks.append(
-            (table.folder.uri, parts, pa.concat_tables(chosen), new_keys, (out / name).uri)
-        )
+        tasks.append((pa.concat_tables(chosen), new_keys, (out / name).uri))
     _map(_copy, tasks, "export", "shards")
     index = manifest.append_column("export_shard", pa.array(targets, pa.string()))
     return index.append_column("export_key", pa.array(keys, pa.string()))
@@ -98,22 +99,21 @@ def _collect(pending: dict[ray.ObjectRef, int], results: list) -> None:
 
 
 @ray.remote(num_cpus=1)
-def _find(shard: Shard, keys: list[str]) -> pa.Table:
-    return find_members(shard, keys)
+def _find(shard: Shard, keys: list[str], table: str | None) -> pa.Table:
+    members = find_members(shard, keys)
+    if table is None:
+        return members
+    embedded = read_table(PartedTable(locate(table)).part(part_name(shard)), ["uid", "sha256"])
+    hashes = dict(zip(embedded["uid"].to_pylist(), embedded["sha256"].to_pylist(), strict=True))
+    sha256 = [hashes.get(uid) for uid in members["uid"].to_pylist()]
+    return members.append_column("sha256", pa.array(sha256, pa.string()))
 
 
 @ray.remote(num_cpus=1)
-def _copy(table: str, parts: dict[str, str], members: pa.Table, keys: list[str], out: str) -> None:
-    """Writes one new shard. parts: the embedding part of each source shard, by shard name."""
-    embedded = PartedTable(locate(table))
-    hashes: dict[str, str] = {}
-    wanted = set(members["uid"].to_pylist())
-    for part in parts.values():
-        rows = read_table(embedded.part(part), ["uid", "sha256"])
-        pairs = zip(rows["uid"].to_pylist(), rows["sha256"].to_pylist(), strict=True)
-        hashes |= {uid: sha256 for uid, sha256 in pairs if uid in wanted}
-    samples = grouped(members, "uid")
+def _copy(members: pa.Table, keys: list[str], out: str) -> None:
+    """Writes one new shard."""
+    samples = grouped(members, "uid").values()
     write_shard(
         locate(out),
-        ((key, rows, hashes[uid]) for key, (uid, rows) in zip(keys, samples.items(), strict=True)),
+        ((key, rows, rows["sha256"][0].as_py()) for key, rows in zip(keys, samples, strict=True)),
     )

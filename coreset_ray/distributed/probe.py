@@ -1,4 +1,4 @@
-"""Linear probes as Ray tasks, each reading only the embeddings of its own coreset."""
+"""Linear probes as Ray tasks, over embeddings that are gathered once for all of them."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -34,34 +34,37 @@ def probe_all(
 
     pool, test: a table and the names of its parts; truth: columns uid and label of test images.
     """
+    union = pa.concat_tables([job.train.select(["uid"]) for job in jobs])
+    union = union.group_by("uid").aggregate([])["uid"]
+    train = _gather.remote(pool[0].folder.uri, pool[1], union)
+    place = {uid: row for row, uid in enumerate(union.to_pylist())}
     embeddings = _gather.remote(test[0].folder.uri, test[1], truth["uid"])
     answer = ray.put(truth["label"].to_numpy())
     settings = {"l2": l2, "max_iterations": max_iterations}
-    folder = pool[0].folder.uri
-    return ray.get([_probe.remote(j, folder, pool[1], embeddings, answer, settings) for j in jobs])
+    tasks = []
+    for job in jobs:
+        rows = np.array([place[uid] for uid in job.train["uid"].to_pylist()])
+        tasks.append(_probe.remote(job, rows, train, embeddings, answer, settings))
+    return ray.get(tasks)
 
 
 @ray.remote(num_cpus=1)
 def _probe(
     job: ProbeJob,
-    folder: str,
-    parts: list[str],
+    rows: np.ndarray,
+    pool: np.ndarray,
     test: np.ndarray,
     truth: np.ndarray,
     settings: dict[str, Any],
 ) -> dict[str, Any]:
-    train = _rows(folder, parts, job.train["uid"])
+    """rows: where the job's images lie in `pool`, the embeddings of all jobs together."""
     weights = job.train["weight"].to_numpy() if job.weighted else None
     labels = job.train["label"].to_numpy()
-    return asdict(linear_probe(train, labels, weights, test, truth, **settings))
+    return asdict(linear_probe(pool[rows], labels, weights, test, truth, **settings))
 
 
 @ray.remote(num_cpus=1)
 def _gather(folder: str, parts: list[str], uid: pa.ChunkedArray) -> np.ndarray:
-    return _rows(folder, parts, uid)
-
-
-def _rows(folder: str, parts: list[str], uid: pa.ChunkedArray) -> np.ndarray:
     """Embeddings of the images named, (k, m) float32 in that order; one part in memory at a
     time beside the result."""
     table = PartedTable(locate(folder))
@@ -69,9 +72,7 @@ def _rows(folder: str, parts: list[str], uid: pa.ChunkedArray) -> np.ndarray:
     found = []
     for part in parts:
         rows = read_table(table.part(part), ["uid", "embedding"])
-        found.append(
-            rows.filter(pa.array([u in wanted for u in rows["uid"].to_pylist()], pa.bool_()))
-        )
+        found.append(rows.filter(pa.array([u in wanted for u in rows["uid"].to_pylist()])))
     rows = pa.concat_tables(found)
     place = {u: i for i, u in enumerate(rows["uid"].to_pylist())}
     return matrix(rows["embedding"])[[place[u] for u in uid.to_pylist()]]

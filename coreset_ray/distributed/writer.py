@@ -96,6 +96,6 @@ class PartWriter:
     def _write(self, record: Commit, rows: pa.Table | None, quarantine: pa.Table) -> None:
         try:
             self._table.commit(record, rows, quarantine)
-        except OSError as error:
+        except Exception as error:  # the driver asks for it: raised here, no user would see it
             self._state["error"] = f"shard {record.shard!r} was not committed: {error}"
             raise

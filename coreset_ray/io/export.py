@@ -73,7 +73,7 @@ def write_shard(out: Location, samples: Iterable[tuple[str, pa.Table, str]]) -> 
     """One shard, whole or absent.
 
     samples: (exported key, rows of `MEMBERS`, SHA-256 of the image), in order. Bytes are copied
-    as they are. Raises `ValueError` when an image's bytes are not those that were embedded.
+    as they are. Raises `RuntimeError` when an image's bytes are not those that were embedded.
     """
     opened = _Files()
     with out.replacing() as sink, tarfile.open(fileobj=sink, mode="w|") as tar:
@@ -81,7 +81,7 @@ def write_shard(out: Location, samples: Iterable[tuple[str, pa.Table, str]]) -> 
             for member in members.to_pylist():
                 data = opened.read(member["path"], member["offset"], member["size"])
                 if member["image"] and hashlib.sha256(data).hexdigest() != sha256:
-                    raise ValueError(
+                    raise RuntimeError(
                         f"the image of key {member['key']!r} in {member['path']!r} is not the one "
                         "that was embedded: run embed, score and select again"
                     )
@@ -112,7 +112,8 @@ class _Files:
     def read(self, path: str, offset: int, size: int) -> bytes:
         if path not in self._open:
             if len(self._open) >= self._MOST:
-                self.close()
+                oldest = next(iter(self._open))
+                self._open.pop(oldest).close()  # type: ignore[attr-defined]
             self._open[path] = locate(path).open_file()
         source = self._open[path]
         source.seek(offset)  # type: ignore[attr-defined]

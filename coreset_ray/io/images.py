@@ -61,5 +61,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     """16-bit grey would be clipped, not scaled, by a plain conversion."""
     if not image.mode.startswith("I"):
         return image
-    values = np.asarray(image).astype(np.int64)
-    return Image.fromarray((values.clip(0, 65535) >> 8).astype(np.uint8))
+    values = np.asarray(image)
+    if values.dtype != np.uint16:
+        values = values.clip(0, 65535)
+    return Image.fromarray((values >> 8).astype(np.uint8))

@@ -21,6 +21,9 @@ _MEMBER = re.compile(r"^((?:.*/)?[^./][^./]*)\.([^/]+)$", re.DOTALL)
 # tarfile copies what is left of its buffer at every read, so a larger one is slower.
 _BUFFER = 1 << 15
 
+# Larger members are located, never read into memory.
+MEMBER_BYTES = 256 << 20
+
 REPEATED = "this key was seen before in the shard"
 
 
@@ -86,7 +89,8 @@ def list_shards(entries: Iterable[str], root: str | None = None) -> list[Shard]:
 def read_samples(
     stream: BinaryIO, size: int, keep: Callable[[str], bool] = lambda extension: True
 ) -> Iterator[Sample]:
-    """The samples of one shard in their order, with the bytes of the extensions to `keep`.
+    """The samples of one shard in their order, with the bytes of the extensions to `keep` (of
+    members up to `MEMBER_BYTES`).
 
     Members that are neither files nor named by WebDataset's rule are passed over. A later group
     with a key already seen is yielded with `repeated` set. Raises `ShardError` after the last
@@ -127,6 +131,8 @@ class _Header(tarfile.TarInfo):
             raise  # the end-of-archive mark
         except tarfile.HeaderError as error:
             raise tarfile.ReadError(f"{error} at byte {tarfile_.offset}") from error
+        except (ValueError, IndexError, OverflowError) as error:  # a malformed pax record
+            raise tarfile.ReadError(f"bad header at byte {tarfile_.offset}: {error}") from error
 
 
 def _refuse_longer(tar: tarfile.TarFile, size: int) -> None:
@@ -146,7 +152,7 @@ def _refuse_more(tar: tarfile.TarFile) -> None:
 
 def _member(tar: tarfile.TarFile, info: tarfile.TarInfo, read: bool) -> Member:
     data = None
-    if read:
+    if read and info.size <= MEMBER_BYTES:
         source = tar.extractfile(info)
         assert source is not None, "a regular file has content"
         data = source.read()

@@ -1,8 +1,9 @@
 """What an encoder is called, and what its library says about it; nothing is built or fetched."""
 
 import difflib
+import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import urlparse
@@ -59,6 +60,13 @@ class EncoderSpec:
                 f"encoder {self.name!r}: input_size is {self.input_size}; "
                 "it must be at least 1 pixel"
             )
+
+
+def absolute(spec: EncoderSpec) -> EncoderSpec:
+    """The spec with a local weights path that means the same in any working directory."""
+    if spec.weights is None or spec.weights.startswith("package:"):
+        return spec
+    return replace(spec, weights=os.path.abspath(spec.weights))
 
 
 @dataclass(frozen=True)

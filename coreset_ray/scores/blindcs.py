@@ -93,7 +93,7 @@ class BlindCS(Sampled):
 
     def rank_key(self, score: np.ndarray, uid: np.ndarray, seed: int) -> np.ndarray:
         """The authors' code starts every score at U(0, 1); here a function of (seed, uid)."""
-        return score if self.tie_break == "none" else score + uid_uniform(seed, uid)
+        return score if self.tie_break == "none" else score + uid_uniform(seed, uid, use=1)
 
     def weight(self, score: np.ndarray, low: float, high: float) -> np.ndarray:
         """Eq. 10, read as (s - min) / (max - min); 1 where all scores are equal."""
