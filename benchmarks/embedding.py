@@ -135,12 +135,14 @@ def memory(pool: Path, shards: int) -> None:
 
     watcher = threading.Thread(target=watch)
     watcher.start()
+    start = time.perf_counter()
     with tempfile.TemporaryDirectory() as workspace:
         embed.run(_config(sorted(pool.glob("*.tar"))[:shards], workspace))
+    seconds = time.perf_counter() - start
     stop.set()
     watcher.join()
     figures = ", ".join(f"{name} {used / 2**20:.0f} MiB" for name, used in sorted(peak.items()))
-    print(f"{shards} shards: {figures}")
+    print(f"{shards} shards in {seconds:.0f} s: {figures}", flush=True)
 
 
 def _config(files: list[Path], workspace: str):

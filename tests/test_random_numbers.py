@@ -270,3 +270,11 @@ def test_take_takes_the_rows_named(rows: list[int]) -> None:
     assert taken["a"].tolist() == rows
     assert taken["b"].tolist() == [[2 * r, 2 * r + 1] for r in rows]
     np.testing.assert_array_equal(taken.uid, pool.uid[rows])
+
+
+def test_one_seed_gives_each_use_its_own_numbers() -> None:
+    """Else ties of a coreset would be broken in the order of the random choice beside it."""
+    uid = np.stack([np.zeros(2000, np.uint64), np.arange(2000, dtype=np.uint64)], axis=1)
+    first, second = uid_uniform(3, uid), uid_uniform(3, uid, use=1)
+    assert abs(np.corrcoef(first, second)[0, 1]) < 0.1
+    assert not np.isin(second, first).any()
