@@ -127,8 +127,8 @@ def memory(pool: Path, shards: int) -> None:
             for process in [driver, *driver.children(recursive=True)]:
                 try:
                     name = "driver" if process == driver else process.cmdline()[0].split("(")[0]
-                    used = process.memory_full_info().uss
-                except (psutil.Error, IndexError):
+                    used = anonymous_bytes(process.pid)
+                except (psutil.Error, OSError, IndexError):
                     continue
                 if name == "driver" or name.startswith("ray::"):
                     peak[name] = max(peak.get(name, 0), used)
@@ -143,6 +143,13 @@ def memory(pool: Path, shards: int) -> None:
     watcher.join()
     figures = ", ".join(f"{name} {used / 2**20:.0f} MiB" for name, used in sorted(peak.items()))
     print(f"{shards} shards in {seconds:.0f} s: {figures}", flush=True)
+
+
+def anonymous_bytes(pid: int) -> int:
+    """Resident memory that is no file and not the object store's, which Ray bounds by itself."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    line = next(line for line in status.splitlines() if line.startswith("RssAnon"))
+    return int(line.split()[1]) * 1024
 
 
 def _config(files: list[Path], workspace: str):
