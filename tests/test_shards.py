@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from coreset_ray.io.filesystem import locate
 from coreset_ray.io.shards import ShardError, list_shards, read_samples
 
 BLOCK = 512
@@ -448,3 +449,14 @@ def test_only_the_members_asked_for_are_read(tmp_path, monkeypatch):
     with path.open("rb") as stream:
         (sample,) = read_samples(stream, path.stat().st_size, {"jpg"}.__contains__)
     assert [m.data for m in sample.members.values()] == [bytes(1000), None]
+
+
+def test_a_compressed_shard_is_refused_not_unpacked(tmp_path):
+    """Its members could not be found by offset later."""
+    with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as tar:
+        info = tarfile.TarInfo("a.jpg")
+        info.size = 1000
+        tar.addfile(info, io.BytesIO(bytes(1000)))
+    (shard,) = list_shards([str(tmp_path / "a.tar.gz")])
+    with locate(shard.uri).open_stream() as stream, pytest.raises(ShardError, match="at byte 0"):
+        list(read_samples(stream, shard.size))

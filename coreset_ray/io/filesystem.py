@@ -36,8 +36,10 @@ class Location:
         return self.fs.get_file_info(self.path).type != pafs.FileType.NotFound
 
     def open_stream(self) -> BinaryIO:
-        """For one reading from start to end; remote reads are buffered by the megabyte."""
-        return cast(BinaryIO, self.fs.open_input_stream(self.path, buffer_size=1 << 20))
+        """For one reading from start to end, of the bytes as they are (pyarrow would unpack a
+        .gz unasked); remote reads are buffered by the megabyte."""
+        stream = self.fs.open_input_stream(self.path, compression=None, buffer_size=1 << 20)
+        return cast(BinaryIO, stream)
 
     def open_file(self) -> BinaryIO:
         """For reading at any offset."""
