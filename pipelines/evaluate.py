@@ -13,10 +13,9 @@ from coreset_ray.distributed.export import locate_members
 from coreset_ray.distributed.probe import ProbeJob, probe_all
 from coreset_ray.distributed.session import choose_device, cluster, session
 from coreset_ray.distributed.train import train_and_test
-from coreset_ray.io.filesystem import locate
 from coreset_ray.io.labels import attach_labels, class_names, label_mark
 from coreset_ray.io.shards import list_shards
-from coreset_ray.io.tables import read_table, uid_words, write_table
+from coreset_ray.io.tables import read_table, uid_of, uid_words, write_table
 from coreset_ray.io.workspace import Stage, Workspace
 from pipelines import export, score, select_coreset
 from pipelines.embed import embed
@@ -77,10 +76,7 @@ def check(config: Config) -> None:
     """Raises `ValueError` where the test shards or the file of labels are not there."""
     settings = _settings(config)
     assert test_table(config).shards, "list_shards refuses an entry that names nothing"
-    if settings.labels != "cls" and not locate(settings.labels).exists():
-        raise ValueError(
-            f"evaluate.labels={settings.labels!r} does not exist: give `cls` or a CSV file"
-        )
+    label_mark(settings.labels)
 
 
 def test_table(config: Config) -> Table:
@@ -262,8 +258,6 @@ def _exported_images(config: Config) -> pa.Table:
 
 
 def _with_uid(rows: pa.Table) -> pa.Table:
-    from coreset_ray.io.tables import uid_of
-
     pairs = zip(rows["shard"].to_pylist(), rows["key"].to_pylist(), strict=True)
     return rows.append_column("uid", pa.array([uid_of(*pair) for pair in pairs]))
 

@@ -94,7 +94,8 @@ def embed_shards(
     Raises `RuntimeError` naming the shards that could not be read, after all others are
     committed.
     """
-    todo = [s for s in shards if s.name not in table.committed(shards)]
+    done = table.committed(shards)
+    todo = [s for s in shards if s.name not in done]
     unreadable: dict[str, str] = {}
     for _ in range(_PASSES):
         if not todo:
@@ -127,8 +128,9 @@ def _one_pass(
     """Runs the pipeline over these shards; returns those that could not be opened, with why."""
     count = min(len(shards), max(1, plan.encoders // _SHARDS_PER_WRITER + 1))
     writers = [PartWriter.remote(table.folder.uri) for _ in range(count)]  # type: ignore[attr-defined]
-    preprocess = list(dict.fromkeys(preprocess_of(spec) for spec in specs))
-    places = [preprocess.index(preprocess_of(spec)) for spec in specs]
+    wanted = [preprocess_of(spec) for spec in specs]
+    preprocess = list(dict.fromkeys(wanted))
+    places = [preprocess.index(each) for each in wanted]
     read = _Reader(shards, preprocess, max_pixels, plan.batch_size, writers)
     arguments = (specs, places, plan, precision, dtype, [s.name for s in shards], writers)
     with _data_context():

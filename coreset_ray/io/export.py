@@ -6,6 +6,7 @@ import json
 import re
 import tarfile
 from collections.abc import Iterable, Mapping
+from contextlib import closing
 
 import pyarrow as pa
 from pyarrow import csv
@@ -75,8 +76,11 @@ def write_shard(out: Location, samples: Iterable[tuple[str, pa.Table, str]]) -> 
     samples: (exported key, rows of `MEMBERS`, SHA-256 of the image), in order. Bytes are copied
     as they are. Raises `RuntimeError` when an image's bytes are not those that were embedded.
     """
-    opened = _Files()
-    with out.replacing() as sink, tarfile.open(fileobj=sink, mode="w|") as tar:
+    with (
+        closing(_Files()) as opened,
+        out.replacing() as sink,
+        tarfile.open(fileobj=sink, mode="w|") as tar,
+    ):
         for key, members, sha256 in samples:
             for member in members.to_pylist():
                 data = opened.read(member["path"], member["offset"], member["size"])
@@ -88,7 +92,6 @@ def write_shard(out: Location, samples: Iterable[tuple[str, pa.Table, str]]) -> 
                 info = tarfile.TarInfo(f"{key}.{member['extension']}")
                 info.size, info.mode = member["size"], 0o644
                 tar.addfile(info, io.BytesIO(data))
-    opened.close()
 
 
 def write_lists(folder: Location, index: pa.Table) -> None:

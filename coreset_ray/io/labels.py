@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pyarrow as pa
 from pyarrow import csv
 
-from coreset_ray.io.filesystem import locate
+from coreset_ray.io.filesystem import Location, locate
 
 
 def attach_labels(images: pa.Table, source: str) -> pa.Table:
@@ -32,10 +32,10 @@ def attach_labels(images: pa.Table, source: str) -> pa.Table:
 
 
 def label_mark(source: str) -> list[int]:
-    """What changes when a labels file does; nothing for `cls`."""
+    """What changes when a labels file does; nothing for `cls`. `ValueError` if it is not there."""
     if source == "cls":
         return []
-    location = locate(source)
+    location = _file(source)
     info = location.fs.get_file_info(location.path)
     return [info.size or 0, info.mtime_ns or 0]
 
@@ -52,9 +52,7 @@ def _from_members(members: pa.Table) -> dict[str, str]:
 
 
 def _from_csv(members: pa.Table, path: str) -> dict[str, str]:
-    location = locate(path)
-    if not location.exists():
-        raise ValueError(f"evaluate.labels={path!r} does not exist: give `cls` or a CSV file")
+    location = _file(path)
     text = csv.ConvertOptions(
         column_types={name: pa.string() for name in ("shard", "key", "label")},
         strings_can_be_null=False,
@@ -77,6 +75,13 @@ def _from_csv(members: pa.Table, path: str) -> dict[str, str]:
     wanted = zip(*(members[name].to_pylist() for name in by), strict=True)
     found = zip(members["uid"].to_pylist(), wanted, strict=True)
     return {uid: labels[place] for uid, place in found if place in labels}
+
+
+def _file(path: str) -> Location:
+    location = locate(path)
+    if not location.exists():
+        raise ValueError(f"evaluate.labels={path!r} does not exist: give `cls` or a CSV file")
+    return location
 
 
 def _is_whole(text: str) -> bool:
