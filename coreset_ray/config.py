@@ -15,7 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from coreset_ray import catalog
-from coreset_ray.core.method import Scorer
+from coreset_ray.core.method import Sampled, Scorer
 from coreset_ray.models.recipe import Recipe
 from coreset_ray.models.spec import EncoderSpec
 from coreset_ray.strict import validate
@@ -56,15 +56,26 @@ class EmbedConfig(Section):
     max_pixels: Positive = 50_000_000
 
 
+class UntilConfig(Section):
+    """Stop drawing early. stability: once two runs with different seeds would correlate as much;
+    judged after 65,536 draws and at each doubling. The method's `draws` is the most."""
+
+    stability: Annotated[float, Field(gt=0, lt=1)]
+
+
 class ScoreConfig(Section):
-    """params: the method's own hyper-parameters, see `coreset-ray methods`."""
+    """params: the method's own hyper-parameters, see `coreset-ray methods`. until: for methods
+    that sum random draws."""
 
     method: str = "blindcs"
     seed: Seed = 0
     params: dict[str, Any] = {}
+    until: UntilConfig | None = None
 
     @model_validator(mode="after")
     def _method_exists(self) -> "ScoreConfig":
+        if self.until is not None and not isinstance(self.build(), Sampled):
+            raise ValueError(f"until: method {self.method!r} sums no draws; leave it out")
         self.build()
         return self
 
@@ -128,7 +139,10 @@ class ComputeConfig(Section):
     """Speed only. address: a Ray cluster (default: RAY_ADDRESS, else a running one, else a local
     Ray). encoders: encoder actors (default: as the GPUs, else the CPUs, allow).
     encoder_gpus: GPUs of one actor, a fraction puts several on a GPU. score_workers: processes
-    that share the draws (default: one a CPU)."""
+    that share the draws (default: one a CPU). row_shards: parts
+    in which each of them holds the pool's rows, each in a process of its own. scratch: a folder
+    of each machine for the pool's columns (default: in the workspace where that is a local
+    folder)."""
 
     address: str | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -136,6 +150,8 @@ class ComputeConfig(Section):
     encoders: Positive | None = None
     encoder_gpus: Annotated[float, Field(gt=0, le=1)] = 1.0
     score_workers: Positive | None = None
+    row_shards: Positive | None = None
+    scratch: str | None = None
     train_workers: Positive = 1
     loader_workers: Annotated[int, Field(ge=0)] = 0
 

@@ -150,7 +150,7 @@ def _labeled(
 
 
 def _every_image(test: Table) -> pa.Table:
-    parts = filled(test.snapshot())
+    parts = list(filled(test.snapshot()))
     columns = ["uid", "shard", "key"]
     return pa.concat_tables([read_table(test.parts.part(part), columns) for part in parts])
 
@@ -181,8 +181,8 @@ def _probe(
     assert settings.probe is not None, "the caller checked"
     outcomes = probe_all(
         [ProbeJob(_training_rows(arm, images), arm.weighted) for arm in arms],
-        (pool.parts, filled(pool.snapshot())),
-        (test.parts, filled(test.snapshot())),
+        (pool.parts, list(filled(pool.snapshot()))),
+        (test.parts, list(filled(test.snapshot()))),
         truth,
         l2=settings.probe.l2,
         max_iterations=settings.probe.max_iterations,

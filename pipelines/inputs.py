@@ -76,9 +76,9 @@ def key_of(snapshot: dict[str, Any]) -> str:
     return fingerprint(snapshot_key(snapshot))
 
 
-def filled(snapshot: dict[str, Any]) -> list[str]:
-    """Names of the parts that hold rows; `ValueError` when none does."""
-    parts = [p["part"] for p in snapshot["parts"] if p["rows"]]
+def filled(snapshot: dict[str, Any]) -> dict[str, int]:
+    """The parts that hold rows, and how many; `ValueError` when none does."""
+    parts = {p["part"]: p["rows"] for p in snapshot["parts"] if p["rows"]}
     if not parts:
         raise ValueError("the pool holds no usable image: see the quarantine table for the reasons")
     return parts

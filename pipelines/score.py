@@ -1,12 +1,16 @@
 """embedding table → score table, one part a shard."""
 
 import logging
+import tempfile
 import time
 from typing import Any
 
 from coreset_ray.config import Config, fingerprint
-from coreset_ray.distributed.score import score_table
+from coreset_ray.core import stability
+from coreset_ray.core.method import PerSample, Sampled
+from coreset_ray.distributed.score import Layout, score_draws, score_rows
 from coreset_ray.distributed.session import cluster, session
+from coreset_ray.io.ledger import Ledger
 from coreset_ray.io.workspace import Stage, Workspace
 from coreset_ray.version import __version__
 from pipelines.inputs import NotReady, filled, key_of, pool_table
@@ -19,6 +23,8 @@ def stage_of(config: Config) -> tuple[Stage, dict[str, Any]]:
     snapshot = pool_table(config).snapshot()
     method = config.score.build()
     content = [key_of(snapshot), config.score.method, method, config.score.seed]
+    if config.score.until is not None:
+        content.append(config.score.until.model_dump())
     stage = Workspace(config.workspace).stage("scores", config.score.method, fingerprint(content))
     return stage, snapshot
 
@@ -32,11 +38,17 @@ def run(config: Config) -> dict[str, Any]:
     method = config.score.build()
     parts = filled(snapshot)
     start = time.monotonic()
+    table = pool_table(config).parts
     with session(config.compute.address):
-        workers = config.compute.score_workers or max(1, int(cluster().cpus))
-        outcome = score_table(
-            method, config.score.seed, pool_table(config).parts, parts, stage.folder, workers
-        )
+        if isinstance(method, PerSample):
+            outcome = score_rows(method, config.score.seed, table, list(parts), stage.folder)
+        else:
+            assert isinstance(method, Sampled), f"no runner for {type(method).__name__}"
+            outcome = score_draws(
+                *(method, config.score.seed, table, parts, stage.folder),
+                *(ledger_of(config, snapshot), layout_of(config, snapshot)),
+                config.score.until.stability if config.score.until else None,
+            )
     record = {
         "method": config.score.method,
         "params": vars(method),
@@ -44,7 +56,7 @@ def run(config: Config) -> dict[str, Any]:
         "snapshot": key_of(snapshot),
         "table": snapshot["table"],
         "rows": snapshot["rows"],
-        "parts": parts,
+        "parts": list(parts),
         **outcome,
         "seconds": round(time.monotonic() - start, 2),
         "version": __version__,
@@ -59,7 +71,31 @@ def run(config: Config) -> dict[str, Any]:
             "score: %d of %d dimensions do not vary over this pool and are never drawn",
             *(len(dropped), outcome["facts"]["dimensions"]),
         )
+    if (noise := outcome.get("stability")) and (words := stability.in_words(noise)):
+        _log.warning("score: %s", words)
     return stage.finish(record)
+
+
+def ledger_of(config: Config, snapshot: dict[str, Any]) -> Ledger:
+    """Where the sums of draws lie, whatever their number."""
+    method = config.score.build()
+    params = {k: v for k, v in vars(method).items() if k != "draws"}
+    content = [key_of(snapshot), config.score.method, params, config.score.seed]
+    stage = Workspace(config.workspace).stage("sums", config.score.method, fingerprint(content))
+    return Ledger(stage.folder)
+
+
+def layout_of(config: Config, snapshot: dict[str, Any]) -> Layout:
+    """How many processes share the draws, and where they lay out the pool's columns."""
+    compute = config.compute
+    shards = compute.row_shards or 1
+    workers = compute.score_workers or max(1, int(cluster().cpus) // shards)
+    cpus = 1.0 if workers * shards <= cluster().cpus else 0.0
+    root = Workspace(config.workspace).root
+    scratch = compute.scratch or (
+        f"{root.path}/layouts" if root.local else f"{tempfile.gettempdir()}/coreset_ray/layouts"
+    )
+    return Layout(workers, shards, cpus, f"{scratch}/{key_of(snapshot)}")
 
 
 def finished(config: Config) -> tuple[Stage, dict[str, Any]]:

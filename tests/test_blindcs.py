@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from scipy import stats
 
 import coreset_ray
-from coreset_ray.core.draws import slices_of
+from coreset_ray.core.columns import Columns, columns_of, index_columns
 from coreset_ray.core.pool import Pool, pool_of
 from coreset_ray.core.random import draw_words, uid_uniform, unit_interval
-from coreset_ray.core.run import score_columns
+from coreset_ray.core.run import empty_total, score_columns, tally_shards
+from coreset_ray.core.slices import draw_points, draw_slices
 from coreset_ray.scores.blindcs import BlindCS
 
 UNIT = 2**32
@@ -46,14 +47,28 @@ def l1(point: np.ndarray, rows: np.ndarray) -> np.ndarray:
     return total
 
 
+def draws_of(
+    method: BlindCS, columns: Columns, seed: int, first: int, count: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Dimensions and points of draws."""
+    spread, per_slice = columns.spread, method.draws_per_slice
+    dims = draw_slices(spread, seed, first, count, method.dims, per_slice)
+    return dims, draw_points(spread, method.sampling, seed, first, dims)
+
+
+def tally(method: BlindCS, columns: Columns, seed: int, first: int, last: int) -> np.ndarray:
+    total = empty_total(method, columns)
+    method.tally(columns, seed, first, last, total)
+    return total
+
+
 def oracle(z: np.ndarray, method: BlindCS, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Coverage and redundancy by Eq. 4 to 9, in float64; only the draws are the method's."""
     n = len(z)
-    live = [j for j in range(z.shape[1]) if z[:, j].min() < z[:, j].max()]
-    dims, points = method._points(method.prepare(pool_of(z)), seed, 0, method.draws)
+    dims, points = draws_of(method, columns_of(pool_of(z)), seed, 0, method.draws)
     coverage, redundancy = np.zeros(n), np.zeros(n)
     for d, s in zip(dims, points, strict=True):
-        reduced = z[:, [live[j] for j in d]].astype(np.float64)  # Eq. 4
+        reduced = z[:, d].astype(np.float64)  # Eq. 4
         k = int(np.argmin(l1(s, reduced)))  # Eq. 5
         coverage[k] += 1  # Eq. 6
         away = l1(reduced[k], reduced)
@@ -92,17 +107,98 @@ def test_equals_the_equations(make, n: int) -> None:
     assert n < 50 or len(seen) > 10  # the settings did change the answer
 
 
-def test_the_guess_of_the_cut_never_changes_the_neighbours() -> None:
-    """Rows enough that the distances are sampled, and many ties right at the cut."""
-    rng = np.random.default_rng(0)
-    z = np.concatenate([rng.integers(0, 3, (2600, 2)), rng.normal(size=(900, 2)) * 50])
-    z = rng.permutation(z).astype(np.float32)
-    for alpha in (1, 7, 1000, 2600, 3498, 3499):
-        method = BlindCS(draws=12, dims=2, neighbors=alpha, exponent=1.0)
+def outliers(n: int, rng: np.random.Generator) -> np.ndarray:
+    """Dimensions of very different width, each with a few rows far from all others."""
+    z = rng.standard_t(1.1, (n, 40)) * 10.0 ** rng.integers(-6, 7, 40)
+    return np.where(rng.random((n, 40)) < 0.3, 0.0, z).astype(np.float32).astype(float)
+
+
+@pytest.mark.parametrize("make", [gaussian, relu, duplicates, grid, outliers])
+def test_what_is_left_out_of_a_search_never_matters(make) -> None:
+    """A pool larger than the sample that guesses a radius, where most rows are never looked at."""
+    z = make(5500, np.random.default_rng(0)).astype(np.float32)
+    for dims, alpha in ((1, 40), (2, 1), (2, 200), (2, 5499), (3, 40), (4, 40)):
+        method = BlindCS(draws=12, dims=dims, neighbors=alpha, exponent=1.0)
         columns = score_columns(method, pool_of(z), 3)[0]
         coverage, redundancy = oracle(z, method, 3)
         np.testing.assert_array_equal(columns["coverage"], coverage)
         np.testing.assert_allclose(columns["redundancy"], redundancy, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("sample", [1, 7, 400])
+@pytest.mark.parametrize("make", [gaussian, relu, duplicates, grid, outliers])
+def test_shards_and_the_sample_change_nothing(make, sample: int) -> None:
+    """Even a sample that guesses badly; rows in shards of 1 to 250."""
+    rng = np.random.default_rng(sample)
+    columns = columns_of(pool_of(make(400, rng).astype(np.float32)))
+    index = columns.index
+    rough = np.ascontiguousarray(index.sample[:, rng.permutation(400)[:sample]])
+    ends = list(itertools.pairwise([0, 1, 70, 320, 400]))
+    shards = [
+        index_columns(
+            np.ascontiguousarray(index.value[:, a:b]), index.uid[a:b], columns.spread, rough, 400
+        )
+        for a, b in ends
+    ]
+    for settings_ in (
+        {"dims": 2},
+        {"dims": 1},
+        {"dims": 3, "draws_per_slice": 5},
+        {"dims": 6, "sampling": "uniform"},
+        {"dims": 2, "sampling": "gaussian", "neighbors": 399, "exponent": 2.5},
+        {"dims": 2, "cover": "random"},
+        {"dims": 2, "redundancy": False},
+    ):
+        method = BlindCS(**{"draws": 60, "neighbors": 30} | settings_)
+        whole = tally(method, columns, 5, 0, 60)
+        assert whole[:, 0].sum(axis=1).tolist() == [30, 30]
+        parts = tally_shards(method, shards, 5, 0, 60)
+        np.testing.assert_array_equal(np.concatenate(parts, axis=-1), whole, err_msg=f"{method}")
+
+
+def test_sampling_distributions() -> None:
+    """Uniform and gaussian points, by SciPy; the settings of the paper's Table 5."""
+    z = np.random.default_rng(2).exponential(size=(501, 1)).astype(np.float32)
+    column = z[:, 0].astype(np.float64)
+    laws = {
+        "uniform": stats.uniform(column.min(), np.ptp(column)),
+        "gaussian": stats.norm(column.mean(), column.std()),
+    }
+    for name, law in laws.items():
+        method = BlindCS(dims=1, sampling=name)
+        points = draws_of(method, columns_of(pool_of(z)), 9, 0, 20_000)[1][:, 0]
+        for other, wrong in laws.items():
+            fits = stats.kstest(points, wrong.cdf).pvalue > 0.001
+            assert fits == (other == name), (name, other, law)
+
+
+def test_random_cover_is_uniform_and_no_redundancy_takes_nothing() -> None:
+    z = gaussian(12, np.random.default_rng(1))
+    method = BlindCS(draws=12_000, cover="random", neighbors=3)
+    coverage = score_columns(method, pool_of(z), 0)[0]["coverage"]
+    assert coverage.sum() == 12_000 and stats.chisquare(coverage).pvalue > 0.001
+    assert (
+        stats.chisquare(score_columns(BlindCS(draws=12_000), pool_of(z), 0)[0]["coverage"])[1]
+        < 0.001
+    )
+    plain, without = (
+        score_columns(BlindCS(draws=500, redundancy=r), pool_of(z), 0)[0] for r in (True, False)
+    )
+    np.testing.assert_array_equal(plain["coverage"], without["coverage"])
+    assert not without["redundancy"].any()
+    np.testing.assert_array_equal(without["score"], without["coverage"])
+
+
+def test_draws_of_a_slice_share_dimensions_and_not_points() -> None:
+    columns = columns_of(pool_of(gaussian(20, np.random.default_rng(0))))
+    dims, points = draws_of(BlindCS(draws_per_slice=4), columns, 3, 6, 14)
+    group = np.arange(6, 20) // 4
+    for g in set(group.tolist()):
+        assert len(np.unique(dims[group == g], axis=0)) == 1
+    assert len(np.unique(dims, axis=0)) == len(set(group.tolist()))
+    assert len(np.unique(points)) == points.size
+    plain = draws_of(BlindCS(), columns, 3, 6, 14)
+    np.testing.assert_array_equal(plain[0][2], dims[2])  # draw 8 leads its slice
 
 
 def test_one_image() -> None:
@@ -117,10 +213,10 @@ def test_one_image() -> None:
 @settings(max_examples=40, deadline=None)
 def test_a_draw_depends_on_its_number_alone(seed: int, dims: int, cuts: list[int]) -> None:
     method = BlindCS(dims=dims)
-    slices = method.prepare(pool_of(gaussian(20, np.random.default_rng(0))))
-    whole = method._points(slices, seed, 0, 60)
+    slices = columns_of(pool_of(gaussian(20, np.random.default_rng(0))))
+    whole = draws_of(method, slices, seed, 0, 60)
     edges = [0, *sorted(cuts), 60]
-    pieces = [method._points(slices, seed, a, b - a) for a, b in itertools.pairwise(edges)]
+    pieces = [draws_of(method, slices, seed, a, b - a) for a, b in itertools.pairwise(edges)]
     for all_at_once, by_chunk in zip(whole, zip(*pieces, strict=True), strict=True):
         np.testing.assert_array_equal(all_at_once, np.concatenate(by_chunk))
 
@@ -131,10 +227,10 @@ def test_points_are_the_inverse_of_the_triangular_distribution() -> None:
     z = np.stack([rng.normal(size=101), np.maximum(rng.normal(size=101) - 1, 0)], axis=1)
     z = np.concatenate([z, -z[:, 1:], rng.exponential(size=(101, 1)) * 1e3], axis=1)
     method = BlindCS(dims=2)
-    slices = slices_of(z)
-    dims, points = method._points(slices, 5, 0, 500)
+    slices = columns_of(pool_of(z))
+    dims, points = draws_of(method, slices, 5, 0, 500)
     u = unit_interval(draw_words(5, 0, 500, 4)[:, 2:])
-    low, mode, high = slices.low[dims], slices.mode[dims], slices.high[dims]
+    low, mode, high = slices.spread.low[dims], slices.spread.mode[dims], slices.spread.high[dims]
     span = high - low
     assert (low == mode).any() and (mode == high).any() and ((low < mode) & (mode < high)).any()
     expected = stats.triang.ppf(u, (mode - low) / span, low, span)
@@ -149,7 +245,7 @@ def test_points_follow_the_triangular_distribution(make) -> None:
         z = make(75, np.random.default_rng(2))[:, :1].astype(np.float32)
     column = z[:, 0].astype(np.float64)
     method = BlindCS(dims=1)
-    points = method._points(method.prepare(pool_of(z)), 9, 0, 20_000)[1][:, 0]
+    points = draws_of(method, columns_of(pool_of(z)), 9, 0, 20_000)[1][:, 0]
     low, span = column.min(), np.ptp(column)
     triangle = stats.triang((np.median(column) - low) / span, low, span)
     assert stats.kstest(points, triangle.cdf).pvalue > 0.001
@@ -159,17 +255,17 @@ def test_points_follow_the_triangular_distribution(make) -> None:
 @pytest.mark.parametrize("n", [2, 3, 6, 7])
 def test_minimum_median_and_maximum(n: int) -> None:
     z = gaussian(n, np.random.default_rng(n)).astype(np.float32)
-    slices = slices_of(z)
+    slices = columns_of(pool_of(z))
     for j, column in enumerate(z.T.astype(float).tolist()):
-        assert slices.low[j] == min(column) and slices.high[j] == max(column)
-        assert slices.mode[j] == pytest.approx(statistics.median(column), abs=1e-12)
+        assert slices.spread.low[j] == min(column) and slices.spread.high[j] == max(column)
+        assert slices.spread.mode[j] == pytest.approx(statistics.median(column), abs=1e-12)
 
 
 @pytest.mark.parametrize(("dims", "live"), [(1, 7), (2, 5), (3, 4), (4, 4)])
 def test_dimensions_are_distinct_and_every_choice_as_likely(dims: int, live: int) -> None:
     method = BlindCS(dims=dims)
-    slices = method.prepare(pool_of(np.random.default_rng(0).normal(size=(9, live))))
-    picked = method._points(slices, 11, 0, 24_000)[0]
+    slices = columns_of(pool_of(np.random.default_rng(0).normal(size=(9, live))))
+    picked = draws_of(method, slices, 11, 0, 24_000)[0]
     choices = {p: 0 for p in itertools.permutations(range(live), dims)}
     for row in picked.tolist():
         choices[tuple(row)] += 1  # a repeated dimension is a KeyError here
@@ -183,9 +279,9 @@ def test_dimensions_are_distinct_and_every_choice_as_likely(dims: int, live: int
 @pytest.mark.parametrize("beta", [0.0, 2.5, 4.0, 80.0])
 def test_each_draw_gives_one_and_takes_one(make, beta: float) -> None:
     method = BlindCS(draws=60, neighbors=30, exponent=beta)
-    prepared = method.prepare(pool_of(make(90, np.random.default_rng(4))))
+    prepared = columns_of(pool_of(make(90, np.random.default_rng(4))))
     for t in range(method.draws):
-        coverage, redundancy = method.tally(prepared, 1, t, t + 1)
+        coverage, redundancy = tally(method, prepared, 1, t, t + 1).sum(axis=0)
         assert coverage.sum() == 1
         assert redundancy.sum() / UNIT == pytest.approx(1, abs=1e-6)
         assert redundancy.min() >= 0
@@ -198,19 +294,19 @@ def test_each_draw_gives_one_and_takes_one(make, beta: float) -> None:
 def test_tallies_add_exactly(a: int, b: int) -> None:
     a, b = sorted((a, b))
     method = BlindCS(neighbors=9)
-    prepared = method.prepare(pool_of(relu(40, np.random.default_rng(5))))
-    pieces = [method.tally(prepared, 6, *ends) for ends in ((0, a), (a, b), (b, 250))]
-    np.testing.assert_array_equal(method.tally(prepared, 6, 0, 250), sum(pieces))
+    prepared = columns_of(pool_of(relu(40, np.random.default_rng(5))))
+    pieces = [tally(method, prepared, 6, *ends) for ends in ((0, a), (a, b), (b, 250))]
+    np.testing.assert_array_equal(tally(method, prepared, 6, 0, 250), sum(pieces))
 
 
 def test_tallies_add_exactly_across_chunks_of_random_numbers() -> None:
     method = BlindCS(neighbors=5)
-    prepared = method.prepare(pool_of(gaussian(12, np.random.default_rng(6))))
+    prepared = columns_of(pool_of(gaussian(12, np.random.default_rng(6))))
     cut = 8192 + 7
-    whole = method.tally(prepared, 0, 0, 17_000)
-    halves = method.tally(prepared, 0, 0, cut) + method.tally(prepared, 0, cut, 17_000)
+    whole = tally(method, prepared, 0, 0, 17_000)
+    halves = tally(method, prepared, 0, 0, cut) + tally(method, prepared, 0, cut, 17_000)
     np.testing.assert_array_equal(whole, halves)
-    assert whole[0].sum() == 17_000
+    assert whole[:, 0].sum() == 17_000
 
 
 def test_scores_balance_to_zero() -> None:
@@ -275,7 +371,7 @@ def test_a_bad_row_is_named_as_the_caller_counts(bad: float) -> None:
         with pytest.raises(ValueError, match=r"row 13 .*\(2 such rows\)"):
             coreset_ray.score(z, draws=5, uid=identity)
     with pytest.raises(ValueError, match="row 13"):
-        slices_of(z)
+        columns_of(Pool(pool_of(gaussian(20, np.random.default_rng(0))).uid, {"embedding": z}))
 
 
 def test_layout_and_float_type_of_the_embedding_do_not_matter() -> None:

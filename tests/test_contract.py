@@ -9,9 +9,10 @@ import pytest
 
 import coreset_ray
 from coreset_ray import catalog
+from coreset_ray.core.columns import Columns, columns_of, index_columns
 from coreset_ray.core.method import PerSample, Sampled, Scorer
 from coreset_ray.core.pool import Pool, uid_order
-from coreset_ray.core.run import score_columns, select_rows
+from coreset_ray.core.run import empty_total, score_columns, select_rows, tally_shards
 
 SMALL = {"draws": 200}  # hyper-parameters that cost time, where a method has them
 
@@ -40,7 +41,13 @@ def raw(method: Scorer, of: Pool, seed: int) -> np.ndarray:
     if isinstance(method, PerSample):
         return method.score(of, seed)
     assert isinstance(method, Sampled), f"teach this test the shape of {method}"
-    return method.columns(method.tally(method.prepare(of), seed, 0, method.draws))["score"]
+    return method.columns(tally(method, columns_of(of), seed, 0, method.draws).sum(axis=0))["score"]
+
+
+def tally(method: Sampled, columns: Columns, seed: int, first: int, last: int) -> np.ndarray:
+    total = empty_total(method, columns)
+    method.tally(columns, seed, first, last, total)
+    return total
 
 
 def by_uid(of: Pool) -> Pool:
@@ -130,13 +137,37 @@ def test_split_of_the_work_does_not_matter(name: str) -> None:
         np.testing.assert_array_equal(np.concatenate(blocks), method.score(whole, 7))
         return
     assert isinstance(method, Sampled)
-    prepared, draws = method.prepare(whole), method.draws
+    columns, draws = columns_of(whole), method.draws
     cuts = [draws * cut // 60 for cut in cuts]
     ends = zip([0, *cuts], [*cuts, draws], strict=True)
-    total = method.tally(prepared, 7, 0, draws)
+    total = tally(method, columns, 7, 0, draws)
     assert np.issubdtype(total.dtype, np.integer) and total.shape[-1] == 60
-    pieces = [method.tally(prepared, 7, a, b) for a, b in ends]
+    pieces = [tally(method, columns, 7, a, b) for a, b in ends]
     np.testing.assert_array_equal(sum(pieces[::-1]), total)
+
+
+def in_shards(columns: Columns, cuts: list[int]) -> list[Columns]:
+    """The rows of a pool in consecutive shards."""
+    index, ends = columns.index, zip([0, *cuts], [*cuts, len(columns)], strict=True)
+    return [
+        index_columns(
+            *(np.ascontiguousarray(index.value[:, a:b]), index.uid[a:b]),
+            *(columns.spread, index.sample, index.rows),
+        )
+        for a, b in ends
+    ]
+
+
+@every_method
+@pytest.mark.parametrize("cuts", [[30], [1, 59], [5, 6, 20, 31, 32, 33]])
+def test_shards_of_rows_give_the_same_bits(name: str, cuts: list[int]) -> None:
+    method = build(name)
+    if not isinstance(method, Sampled):
+        pytest.skip("its rows do not know of each other")
+    columns = columns_of(pool())
+    parts = tally_shards(method, in_shards(columns, cuts), 7, 0, method.draws)
+    whole = tally(method, columns, 7, 0, method.draws)
+    np.testing.assert_array_equal(np.concatenate(parts, axis=-1), whole)
 
 
 @every_method

@@ -6,11 +6,12 @@ does not depend on where it ran.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
 
+from coreset_ray.core.columns import Columns
 from coreset_ray.core.pool import Pool
 
 
@@ -45,26 +46,40 @@ class PerSample(Scorer):
 
 
 class Sampled(Scorer):
-    """A sum over t independent draws, split over workers in any way.
+    """A sum over t independent draws on a pool's embeddings, split over workers in any way.
 
-    `tally` returns integers, so the sum is exact in any order; draw number i is a function of
-    (seed, i) alone. Rows of a prepared pool are in ascending order of uid.
+    Sums are of integers, so they are exact in any order; draw number i is a function of
+    (seed, i) alone, and nothing depends on the order of rows.
     """
 
+    channels: ClassVar[int]
     draws: int
 
-    @abstractmethod
-    def prepare(self, pool: Pool) -> Any:
-        """What every worker needs, made once. The pool's rows must be in ascending uid order."""
+    def check(self, columns: Columns) -> None:
+        """`ValueError` where this pool and these settings do not go together."""
 
     @abstractmethod
-    def tally(self, prepared: Any, seed: int, first: int, last: int) -> np.ndarray:
-        """Sum over draws first … last - 1: (channels, n) int64."""
+    def tally(self, columns: Columns, seed: int, first: int, last: int, total: np.ndarray) -> None:
+        """Adds draws first … last - 1 to total, (2, channels, n) int64: two independent halves.
+
+        columns: the whole pool.
+        """
+
+    @abstractmethod
+    def tally_shard(
+        self, columns: Columns, seed: int, first: int, last: int, total: np.ndarray
+    ) -> Generator[Any, Any, None]:
+        """`tally` for one shard of a pool's rows: yields what this shard knows and is sent what
+        `agree` made of all shards' messages, until it ends, in all shards at once."""
+
+    @abstractmethod
+    def agree(self, messages: list[Any]) -> Any:
+        """What all shards are sent in reply to one message of each."""
 
     @abstractmethod
     def columns(self, total: np.ndarray) -> dict[str, np.ndarray]:
-        """Sum over all draws → named (n,) float64 columns, `score` among them."""
+        """(channels, n) sum over draws → named (n,) float64 columns, `score` among them."""
 
-    def facts(self, prepared: Any) -> dict[str, Any]:
+    def facts(self, columns: Columns) -> dict[str, Any]:
         """What the run record should say of this pool (JSON-able)."""
         return {}

@@ -2,19 +2,51 @@
 
 import math
 import warnings
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple, get_args, get_type_hints
 
 import numpy as np
 
-from coreset_ray.core.draws import Slices, cover_and_penalise, slices_of
+from coreset_ray.core.columns import Columns, Index
+from coreset_ray.core.draws import cover_and_penalise, lottery
+from coreset_ray.core.exchange import nearest_here, radii, settle, share_here, within_here
 from coreset_ray.core.method import Sampled
-from coreset_ray.core.pool import Pool
-from coreset_ray.core.random import below, draw_words, uid_uniform, unit_interval
+from coreset_ray.core.random import draw_words, uid_uniform
+from coreset_ray.core.slices import Sampling, draw_points, draw_slices, near_order
 
 _UNIT = 2**32  # redundancy is counted in units of 2⁻³²: sums are exact in any order
 _MOST_DRAWS = 2**31 - 1  # one row may collect a whole unit a draw, and the sum stays below 2⁶³
-_CHUNK = 8192  # draws whose random numbers are made at once
+_EXCHANGED = 1024  # draws that shards of rows settle at once
+_NO_KEY = np.uint64(2**64 - 1)
+_FAR = 1e38
+_NUMBERS = 1 << 18  # random numbers made at once, at most about so many
+
+
+class _Draws(NamedTuple):
+    """dims (t, d), points (t, d), words (t,) for covering at random, half (t,) 0 or 1."""
+
+    dims: np.ndarray
+    points: np.ndarray
+    words: np.ndarray
+    half: np.ndarray
+
+
+class _Cover(NamedTuple):
+    """Which row covers in each draw: key (t,) uint64, the smallest wins; uid (t, 2), the smallest
+    wins among equals; places (t, d), its coordinates."""
+
+    keys: np.ndarray
+    uid: np.ndarray
+    places: np.ndarray
+
+
+class _Near(NamedTuple):
+    """Distances (q,) of rows that may be neighbours; draw t's from starts[t] to starts[t + 1]."""
+
+    starts: np.ndarray
+    distances: np.ndarray
+    neighbors: int
 
 
 @dataclass(frozen=True)
@@ -31,10 +63,15 @@ class BlindCS(Sampled):
     equal distances to the point go to the smallest uid, and images that tie at the distance of
     the last neighbour all count as neighbours, so row order never matters; where images coincide
     with k in a slice, they share the whole penalty evenly (the limit of Eq. 7).
+
+    sampling, cover, redundancy: the ablations of the paper's Table 5. cover: `nearest`, or
+    `random` for an image drawn uniformly whatever the point. draws_per_slice: draws that share
+    their dimensions; 1 is the paper. Expectations do not depend on it.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("embedding",)
     source: ClassVar[str] = "Blind Coreset Selection (BlindCS, later ZCore), Eq. 3-10"
+    channels: ClassVar[int] = 2
     cost: ClassVar[str] = "O(t·n) time, O(n·m) memory"
 
     draws: int = 1_000_000
@@ -42,6 +79,10 @@ class BlindCS(Sampled):
     neighbors: int = 1000
     exponent: float = 4.0
     tie_break: Literal["uniform", "none"] = "uniform"
+    sampling: Sampling = "triangular"
+    cover: Literal["nearest", "random"] = "nearest"
+    redundancy: bool = True
+    draws_per_slice: int = 1
 
     def __post_init__(self) -> None:
         if not 1 <= self.draws <= _MOST_DRAWS:
@@ -52,36 +93,76 @@ class BlindCS(Sampled):
             raise ValueError(f"neighbors={self.neighbors}: expected at least 1")
         if not (math.isfinite(self.exponent) and self.exponent >= 0):
             raise ValueError(f"exponent={self.exponent}: expected a finite number ≥ 0")
-        if self.tie_break not in ("uniform", "none"):
-            raise ValueError(f"tie_break={self.tie_break!r}: expected 'uniform' or 'none'")
+        if self.draws_per_slice < 1:
+            raise ValueError(f"draws_per_slice={self.draws_per_slice}: expected at least 1")
+        for name in ("tie_break", "sampling", "cover"):
+            allowed = get_args(get_type_hints(BlindCS)[name])
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r}: expected one of {', '.join(allowed)}"
+                )
 
-    def prepare(self, pool: Pool) -> Slices:
-        slices = slices_of(pool["embedding"])
-        live = len(slices.column)
+    def check(self, columns: Columns) -> None:
+        live, constant = len(columns.spread.live), len(columns.spread.constant)
         if live == 0:
             warnings.warn(
-                f"all {len(pool)} images have one and the same embedding: every score is 0",
+                f"all {columns.index.rows} images have one and the same embedding: "
+                "every score is 0",
                 stacklevel=2,
             )
         elif live < self.dims:
             raise ValueError(
-                f"dims={self.dims}: only {live} of the {live + len(slices.constant)} embedding "
+                f"dims={self.dims}: only {live} of the {live + constant} embedding "
                 f"dimensions vary over the pool; set dims to at most {live}"
             )
-        return slices
 
-    def tally(self, prepared: Slices, seed: int, first: int, last: int) -> np.ndarray:
-        """(2, n) int64: coverage in ones, redundancy in units of 2⁻³²."""
-        total = np.zeros((2, prepared.column.shape[1]), np.int64)
-        if len(prepared.column) == 0:
-            return total
-        for start in range(first, last, _CHUNK):
-            count = min(_CHUNK, last - start)
-            dims, points = self._points(prepared, seed, start, count)
-            cover_and_penalise(
-                prepared.column, dims, points, self.neighbors, float(self.exponent), _UNIT, total
-            )
-        return total
+    def tally(self, columns: Columns, seed: int, first: int, last: int, total: np.ndarray) -> None:
+        """total: for even and for odd slices, coverage in ones and redundancy in 2⁻³²."""
+        for draws in self._batches(columns, seed, first, last, _NUMBERS // self.dims):
+            covered = np.full(len(draws.dims), -1)
+            if self.cover == "random":
+                lottery(columns.index.uid, draws.words, covered, np.empty_like(draws.words))
+            order = near_order(draws.dims)
+            for side in (0, 1):
+                rows = order[draws.half[order] == side]
+                cover_and_penalise(
+                    columns.index,
+                    *(draws.dims[rows], draws.points[rows], covered[rows]),
+                    *(self._neighbors(columns), float(self.exponent), _UNIT, total[side]),
+                )
+
+    def tally_shard(
+        self, columns: Columns, seed: int, first: int, last: int, total: np.ndarray
+    ) -> Generator[Any, Any, None]:
+        for draws in self._batches(columns, seed, first, last, _EXCHANGED):
+            rows, message = self._cover_here(columns, draws)
+            agreed = yield message
+            owned = (rows >= 0) & (agreed.uid == message.uid).all(axis=1)
+            for side in (0, 1):
+                here = rows[owned & (draws.half == side)]
+                np.add.at(total[side, 0], here, 1)
+            if neighbors := self._neighbors(columns):
+                covered = np.where(owned, rows, -1)
+                yield from self._penalise_here(
+                    columns.index, draws, covered, agreed.places, neighbors, total
+                )
+
+    def agree(self, messages: list[Any]) -> Any:
+        if isinstance(messages[0], _Cover):
+            keys, uid, places = (np.stack(parts) for parts in zip(*messages, strict=True))
+            best = np.lexsort((uid[..., 1], uid[..., 0], keys), axis=0)[0]
+            draws = np.arange(len(best))
+            return _Cover(keys[best, draws], uid[best, draws], places[best, draws])
+        neighbors = messages[0].neighbors
+        starts = np.stack([message.starts for message in messages])
+        distances = np.concatenate([message.distances for message in messages])
+        first = np.cumsum([0] + [len(message.distances) for message in messages[:-1]])
+        cut, closest, scale = np.empty((3, starts.shape[1] - 1))
+        settle(
+            *(starts, distances, first, neighbors, float(self.exponent), _UNIT),
+            *(cut, closest, scale),
+        )
+        return cut, closest, scale
 
     def columns(self, total: np.ndarray) -> dict[str, np.ndarray]:
         coverage, redundancy = total
@@ -99,38 +180,68 @@ class BlindCS(Sampled):
         """Eq. 10, read as (s - min) / (max - min); 1 where all scores are equal."""
         return (score - low) / (high - low) if high > low else np.ones(len(score))
 
-    def facts(self, prepared: Slices) -> dict[str, Any]:
+    def facts(self, columns: Columns) -> dict[str, Any]:
+        spread = columns.spread
         return {
-            "dimensions": len(prepared.column) + len(prepared.constant),
-            "constant_dimensions_dropped": prepared.constant.tolist(),
-            "neighbors_used": min(self.neighbors, prepared.column.shape[1] - 1),
+            "dimensions": len(spread.low),
+            "constant_dimensions_dropped": spread.constant.tolist(),
+            "neighbors_used": self._neighbors(columns),
         }
 
-    def _points(
-        self, slices: Slices, seed: int, first: int, count: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Dimensions (count, dims) int64 and points (count, dims) float64 of the draws."""
-        words = draw_words(seed, first, count, 2 * self.dims)
-        dims = _distinct(words[:, : self.dims], len(slices.column))
-        u = unit_interval(words[:, self.dims :])
-        low, mode, high = slices.low[dims], slices.mode[dims], slices.high[dims]
-        span = high - low
-        rising = low + np.sqrt(u * span * (mode - low))
-        falling = high - np.sqrt((1.0 - u) * span * (high - mode))
-        return dims, np.where(u * span < mode - low, rising, falling)
+    def _batches(
+        self, columns: Columns, seed: int, first: int, last: int, size: int
+    ) -> Iterator["_Draws"]:
+        if len(columns.spread.live) == 0:
+            return
+        for start in range(first, last, max(1, size)):
+            count = min(max(1, size), last - start)
+            dims = draw_slices(columns.spread, seed, start, count, self.dims, self.draws_per_slice)
+            yield _Draws(
+                dims,
+                draw_points(columns.spread, self.sampling, seed, start, dims),
+                draw_words(seed, start, count, 2 * self.dims)[:, -1],
+                np.arange(start, start + count) // self.draws_per_slice % 2,
+            )
 
+    def _cover_here(self, columns: Columns, draws: "_Draws") -> tuple[np.ndarray, "_Cover"]:
+        """The row of this shard that would cover, -1 for none, and the message about it."""
+        index, count = columns.index, len(draws.dims)
+        rows, keys = np.full(count, -1), np.full(count, _NO_KEY)
+        places = np.zeros(draws.points.shape)
+        if self.cover == "random":
+            lottery(index.uid, draws.words, rows, keys)
+            places = index.value[draws.dims, rows[:, None]].astype(np.float64)
+        else:
+            nearest_here(index, draws.dims, draws.points, rows, keys, places)
+        uid = np.where(rows[:, None] >= 0, index.uid[rows], _NO_KEY)
+        return rows, _Cover(keys, uid, places)
 
-def _distinct(words: np.ndarray, bound: int) -> np.ndarray:
-    """(count, dims) words → as many rows of distinct integers, uniform in {0 … bound - 1}.
+    def _penalise_here(
+        self,
+        index: Index,
+        draws: "_Draws",
+        covered: np.ndarray,
+        places: np.ndarray,
+        neighbors: int,
+        total: np.ndarray,
+    ) -> Generator[Any, Any, None]:
+        radius = np.empty(len(covered))
+        radii(index, draws.dims, places, neighbors, radius)
+        left = np.arange(len(covered))
+        while len(left):
+            starts, rows, distances = within_here(
+                index, draws.dims[left], places[left], covered[left], radius[left]
+            )
+            cut, closest, scale = yield _Near(starts, distances, neighbors)
+            for side in (0, 1):
+                here = np.where(draws.half[left] == side, cut, np.nan)
+                share_here(
+                    *(starts, rows, distances, here, closest, scale),
+                    *(float(self.exponent), _UNIT, total[side, 1]),
+                )
+            left = left[np.isnan(cut)]
+            wider = radius[left] * 1.5
+            radius[left] = np.where((wider > 0) & (wider < _FAR), wider, np.inf)
 
-    The j-th pick is uniform over the values not yet picked: its rank among them is drawn, then
-    moved up past each earlier pick that lies at or below it.
-    """
-    count, dims = words.shape
-    picked = np.empty((count, dims), np.int64)
-    for j in range(dims):
-        value = below(words[:, j], bound - j).astype(np.int64)
-        for earlier in np.sort(picked[:, :j], axis=1).T:
-            value += value >= earlier
-        picked[:, j] = value
-    return picked
+    def _neighbors(self, columns: Columns) -> int:
+        return min(self.neighbors, columns.index.rows - 1) if self.redundancy else 0

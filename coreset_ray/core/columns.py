@@ -1,0 +1,158 @@
+"""A pool laid out by dimension, with what a search over a slice of it needs."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from coreset_ray.core.lanes import LANES
+from coreset_ray.core.pool import Pool, check_finite
+
+_LEVELS = 255  # of the one-byte codes
+_SAMPLE = 4096
+
+
+class Index(NamedTuple):
+    """The arrays that compiled code reads, for n rows of m dimensions.
+
+    value: (m, n) float32; code: (m, n rounded up to 64) uint8, ⌊(value - low) / 2^grid⌋;
+    sample: (m, s) float32, some rows of the whole pool; low: (m,) float64; grid: (m,) int64;
+    uid: (n, 2) uint64; rows: of the whole pool, n or more.
+    """
+
+    value: np.ndarray
+    code: np.ndarray
+    sample: np.ndarray
+    low: np.ndarray
+    grid: np.ndarray
+    uid: np.ndarray
+    rows: int
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Minimum, median, maximum, mean and standard deviation of each dimension over the whole
+    pool, each (m,) float64. The last two are of values rounded to 2⁻¹⁶ of the range, so that
+    they are exact whatever the order of rows."""
+
+    low: np.ndarray
+    mode: np.ndarray
+    high: np.ndarray
+    mean: np.ndarray
+    deviation: np.ndarray
+
+    @property
+    def live(self) -> np.ndarray:
+        """Dimensions that vary, in ascending order."""
+        return np.flatnonzero(self.high > self.low)
+
+    @property
+    def constant(self) -> np.ndarray:
+        return np.flatnonzero(~(self.high > self.low))
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Rows of a pool by dimension, all of them or one shard; `spread` is of the whole pool."""
+
+    index: Index
+    spread: Spread
+
+    def __len__(self) -> int:
+        return self.index.value.shape[1]
+
+
+def columns_of(pool: Pool) -> Columns:
+    """Lays out a pool's embeddings by dimension, in memory.
+
+    Raises `ValueError` that names the first row with a NaN or an infinite value.
+    """
+    embedding = pool["embedding"]
+    check_finite(embedding)
+    value = np.ascontiguousarray(embedding.T, np.float32)
+    spread = spread_of(value)
+    sample = np.ascontiguousarray(value[:, in_sample(pool.uid, len(pool))])
+    if sample.shape[1] == 0:
+        sample = value[:, :1].copy()
+    return index_columns(value, pool.uid, spread, sample, len(pool))
+
+
+def index_columns(
+    value: np.ndarray, uid: np.ndarray, spread: Spread, sample: np.ndarray, rows: int
+) -> Columns:
+    """Adds the codes. value: (m, n) float32; sample: (m, s) float32 of the whole pool."""
+    grid = grid_of(spread)
+    code = np.zeros((len(value), -(-value.shape[1] // LANES) * LANES), np.uint8)
+    for j, column in enumerate(value):
+        code[j, : len(column)] = encode(column, spread.low[j], grid[j])
+    index = Index(
+        *(_read_only(value), _read_only(code), _read_only(sample)),
+        *(_read_only(spread.low), _read_only(grid), _read_only(np.ascontiguousarray(uid)), rows),
+    )
+    return Columns(index, spread)
+
+
+def grid_of(spread: Spread) -> np.ndarray:
+    """(m,) int64: the least whole exponent e with (high - low) / 2^e ≤ 255 for each dimension;
+    of no meaning where the dimension is constant."""
+    span = spread.high - spread.low
+    return np.ceil(np.log2(np.where(span > 0, span, 1.0) / _LEVELS)).astype(np.int64)
+
+
+def encode(column: np.ndarray, low: float, grid: int) -> np.ndarray:
+    """(n,) float32 → (n,) uint8 codes; never above the true quotient, and less than 1 below."""
+    return np.ldexp(column.astype(np.float64) - low, -grid).clip(0, _LEVELS).astype(np.uint8)
+
+
+def spread_of(value: np.ndarray) -> Spread:
+    """value: (m, n) float32."""
+    low, high = extremes_of(value)
+    mode = np.array([np.median(c.astype(np.float64)) for c in value])
+    moments = np.array([moments_of(c, a, b) for c, a, b in zip(value, low, high, strict=True)])
+    return finish_spread(low, mode, high, moments, value.shape[1])
+
+
+def moments_of(column: np.ndarray, low: float, high: float) -> tuple[int, int]:
+    """Exact sums of q and q² with q = round((value - low) / (high - low) · 2¹⁶)."""
+    if high <= low:
+        return 0, 0
+    q = np.rint((column.astype(np.float64) - low) * (2.0**16 / (high - low))).astype(np.int64)
+    return int(q.sum()), int((q * q).sum())
+
+
+def finish_spread(
+    low: np.ndarray, mode: np.ndarray, high: np.ndarray, moments: np.ndarray, rows: int
+) -> Spread:
+    """moments: (m, 2) sums over all rows of `moments_of`."""
+    unit = (high - low) / 2.0**16
+    first = np.array([int(s) / rows for s, _ in moments])
+    var = [(rows * int(s2) - int(s) ** 2) / rows**2 for s, s2 in moments]  # whole numbers: exact
+    return Spread(low, mode, high, low + unit * first, unit * np.sqrt(np.array(var)))
+
+
+def in_sample(uid: np.ndarray, rows: int) -> np.ndarray:
+    """Which rows stand for a pool of so many when a radius is guessed, (n,) bool: those whose
+    scrambled uid lies below a threshold, a choice that no order or split of rows can bias. It
+    changes speed and never an answer."""
+    wanted = max(_SAMPLE, rows // 50)
+    if wanted >= rows:
+        return np.ones(len(uid), bool)
+    mixed = (uid[:, 0] * np.uint64(0x9E3779B97F4A7C15)) ^ uid[:, 1]
+    mixed = (mixed ^ (mixed >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
+    return mixed < np.uint64(wanted / rows * 2.0**64)
+
+
+def extremes_of(value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Minimum and maximum of each dimension, two (m,) float64. value: (m, n) float32."""
+    return value.min(axis=1).astype(float), value.max(axis=1).astype(float)
+
+
+def middle_ranks(rows: int) -> list[int]:
+    """The ranks whose values' mean is the median."""
+    return [(rows - 1) // 2, rows // 2]
+
+
+def _read_only(array: np.ndarray) -> np.ndarray:
+    view = array.view()
+    view.flags.writeable = False
+    return view

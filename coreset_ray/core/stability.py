@@ -1,0 +1,99 @@
+"""How much of a sum of random draws is signal: what two independent halves of the draws say.
+
+Source: Spearman (1910) and Brown (1910) for the reliability of a whole from that of its halves;
+overlaps and extrapolations assume that two runs' scores are jointly normal.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+FRACTIONS = (0.01, 0.05, 0.1, 0.3)  # budgets whose overlap is reported
+_TARGET = 0.5  # the overlap whose price in draws is reported
+_MOSTLY_NOISE = 0.5
+
+
+def correlation(sums: Sequence[float], rows: int) -> float:
+    """Pearson's r from (Σa, Σb, Σa², Σb², Σab); 0 where a or b is constant."""
+    a, b, aa, bb, ab = sums
+    spread = (aa - a * a / rows) * (bb - b * b / rows)
+    return (ab - a * b / rows) / math.sqrt(spread) if spread > 0 else 0.0
+
+
+def repeatability(halves: float) -> float:
+    """Correlation to expect of two whole runs with different seeds, from that of two halves."""
+    return 2 * halves / (1 + halves) if halves > -1 else -1.0
+
+
+def overlap(r: float, fraction: float) -> float:
+    """Share of a run's top `fraction` that another run, correlated at r, has in its own."""
+    if r >= 1:
+        return 1.0
+    r = max(r, -0.999999)
+    z = _normal_quantile(1 - fraction)
+    x = np.linspace(z, z + 10, 4001)
+    density = np.exp(-(x**2) / 2) / math.sqrt(2 * math.pi)
+    inner = (r * x - z) / math.sqrt(1 - r * r)
+    tail = np.array([0.5 * math.erfc(-v / math.sqrt(2)) for v in inner])
+    return float(np.trapezoid(density * tail, x) / fraction)
+
+
+def draws_for(target: float, fraction: float, r: float, draws: int) -> int | None:
+    """Draws with which two runs would share `target` of their top `fraction`, given that with
+    `draws` they correlate at r: noise falls with the root of draws. None where r shows no signal.
+    """
+    if r <= 0:
+        return None
+    if r >= 1:
+        return draws
+    low, high = 0.0, 1.0 - 1e-9
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (middle, high) if overlap(middle, fraction) < target else (low, middle)
+    return math.ceil(draws * (high / (1 - high)) / (r / (1 - r)))
+
+
+def report(
+    halves: Mapping[str, float], overlaps: Mapping[float, float], untouched: float, draws: int
+) -> dict[str, Any]:
+    """halves: correlation between the halves by column; overlaps: of the halves' top fractions;
+    untouched: share of images that no draw changed."""
+    whole = {name: repeatability(r) for name, r in halves.items()}
+    r = whole["score"]
+    return {
+        "draws": draws,
+        "halves": dict(halves),
+        "repeat": whole,
+        "signal_to_noise": r / (1 - r) if r < 1 else None,
+        "top": {
+            str(f): {"halves": seen, "repeat": overlap(r, f), "chance": f}
+            for f, seen in overlaps.items()
+        },
+        "untouched": untouched,
+        "draws_for": {
+            str(f): {"overlap": _TARGET, "draws": draws_for(_TARGET, f, r, draws)} for f in overlaps
+        },
+    }
+
+
+def in_words(report: Mapping[str, Any]) -> str | None:
+    """A warning where the ranking is mostly noise, else None."""
+    r = report["repeat"]["score"]
+    if r >= _MOSTLY_NOISE:
+        return None
+    fraction = "0.1"
+    price = report["draws_for"][fraction]["draws"]
+    more = f"about {price:.2g} draws" if price else "more draws than can be told from these"
+    return (
+        f"the ranking is mostly noise: two runs of {report['draws']:,} draws with different seeds "
+        f"would correlate at {r:.2f} and share {report['top'][fraction]['repeat']:.0%} of their "
+        f"top 10% (10% by chance); sharing {_TARGET:.0%} would take {more}"
+    )
+
+
+def _normal_quantile(p: float) -> float:
+    from statistics import NormalDist
+
+    return NormalDist().inv_cdf(p)
