@@ -43,6 +43,14 @@ Shards are written to OUT/train/00000.tar … and, where the source has a test s
 Original image bytes and sidecar files are kept as they are.
 """
 
+_VERIFY_HELP = """
+Replays chunks of the draws that were recorded, chosen at random, and compares their checksums;
+adds up the checksums of all chunks and compares them with the sums that were kept; compares the
+scores with the sums and the manifest with the scores.
+
+Exit status: 0 all agree; 1 something differs (the message says what); 2 not a selection.
+"""
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs a command and exits with its status. arguments: its words, by default sys.argv's."""
@@ -84,6 +92,11 @@ def _parser() -> argparse.ArgumentParser:
     shards.add_argument("--root", help="where a torchvision data set lies")
     shards.add_argument("--download", action="store_true", help="let torchvision download it")
     shards.set_defaults(command=_make_shards)
+    verify = _command(commands, "verify", "check a selection against its record", _VERIFY_HELP)
+    verify.add_argument("selection", metavar="SELECTION", help="WORKSPACE/selections/NAME")
+    verify.add_argument("--chunks", type=int, default=3, help="chunks of draws to replay (3)")
+    verify.add_argument("--seed", type=int, help="which chunks (default: others each time)")
+    verify.set_defaults(command=_verify)
     listing = _command(commands, "methods", "list the methods and what they need", "")
     listing.add_argument("--json", action="store_true", help="as JSON")
     listing.set_defaults(command=_list_methods)
@@ -113,6 +126,15 @@ def _run_stage(options: argparse.Namespace) -> None:
             f"({outcome['quarantined']} quarantined).\n"
             f"Manifest: {outcome['manifest']}\nCoreset shards and lists: {outcome['shards']}"
         )
+
+
+def _verify(options: argparse.Namespace) -> None:
+    from pipelines.verify import run
+
+    found = run(options.selection, options.chunks, options.seed)
+    print("The selection is what its record says:")
+    for name, count in found.items():
+        print(f"  {name}: {count:,}")
 
 
 def _make_shards(options: argparse.Namespace) -> None:

@@ -56,7 +56,8 @@ def run(config: Config) -> dict[str, Any]:
         "snapshot": key_of(snapshot),
         "table": snapshot["table"],
         "rows": snapshot["rows"],
-        "parts": list(parts),
+        "parts": parts,
+        "sums": ledger_of(config, snapshot).folder.path.rsplit("/", 1)[1],
         **outcome,
         "seconds": round(time.monotonic() - start, 2),
         "version": __version__,
@@ -88,14 +89,27 @@ def ledger_of(config: Config, snapshot: dict[str, Any]) -> Ledger:
 def layout_of(config: Config, snapshot: dict[str, Any]) -> Layout:
     """How many processes share the draws, and where they lay out the pool's columns."""
     compute = config.compute
-    shards = compute.row_shards or 1
-    workers = compute.score_workers or max(1, int(cluster().cpus) // shards)
-    cpus = 1.0 if workers * shards <= cluster().cpus else 0.0
-    root = Workspace(config.workspace).root
-    scratch = compute.scratch or (
+    return layout_for(
+        *(Workspace(config.workspace), key_of(snapshot)),
+        *(compute.score_workers, compute.row_shards, compute.scratch),
+    )
+
+
+def layout_for(
+    workspace: Workspace,
+    snapshot: str,
+    workers: int | None = None,
+    row_shards: int | None = None,
+    scratch: str | None = None,
+) -> Layout:
+    shards, room = row_shards or 1, cluster().cpus
+    workers = workers or max(1, int(room) // shards)
+    root = workspace.root
+    scratch = scratch or (
         f"{root.path}/layouts" if root.local else f"{tempfile.gettempdir()}/coreset_ray/layouts"
     )
-    return Layout(workers, shards, cpus, f"{scratch}/{key_of(snapshot)}")
+    cpus = 1.0 if workers * shards <= room else 0.0
+    return Layout(workers, shards, cpus, f"{scratch}/{snapshot}")
 
 
 def finished(config: Config) -> tuple[Stage, dict[str, Any]]:

@@ -15,6 +15,8 @@ from pipelines.inputs import NotReady
 
 _log = logging.getLogger(__name__)
 
+_TOLD = ("method", "params", "seed", "draws", "facts", "lowest", "highest", "stability")
+
 
 def stage_of(config: Config) -> tuple[Stage, Stage, dict[str, Any]]:
     """Where this configuration's manifest lies, the scores it ranks, and their record."""
@@ -48,7 +50,7 @@ def run(config: Config) -> dict[str, Any]:
         "kept": record["kept"],
         "pool": record["rows"],
         "inputs": {"scores": scores.name, "table": record["table"], "snapshot": record["snapshot"]},
-        "score": {k: record[k] for k in ("method", "params", "seed", "facts", "lowest", "highest")},
+        "score": {k: record[k] for k in _TOLD if k in record},
         "config": plain(config),
         "versions": {"coreset_ray": __version__, **versions()},
     }

@@ -1,5 +1,7 @@
 """Scores from Ray equal scores from this process, bit for bit, for any number of workers."""
 
+import shutil
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -43,18 +45,15 @@ def scored(config) -> dict[str, dict[str, float]]:
     return columns
 
 
-@pytest.mark.parametrize("workers", [1, 2, 3])
+@pytest.mark.parametrize(("workers", "row_shards"), [(1, 1), (3, 1), (1, 3), (2, 2)])
 @pytest.mark.parametrize("method", list(catalog.methods()))
-def test_local_equals_ray(embedded, tmp_path, method, workers):
+def test_local_equals_ray(embedded, tmp_path, method, workers, row_shards):
     has_draws = "draws" in catalog.method_class(method).__dataclass_fields__
     params = {"draws": 3001} if has_draws else {}
     config = load(embedded).replace("score", method=method, params=params, seed=5)
-    config = config.replace("compute", score_workers=workers)
-    # The scores of an earlier worker count would be found finished: a name of its own for each.
-    config = config.model_copy(update={"name": f"w{workers}"})
-    stage, _ = score.stage_of(config)
-    if stage.done() is not None:
-        (stage.folder / "done.json").fs.delete_file(f"{stage.folder.path}/done.json")
+    config = config.replace("compute", score_workers=workers, row_shards=row_shards)
+    for earlier in ("scores", "sums"):  # would be found finished
+        shutil.rmtree(f"{config.workspace}/{earlier}", ignore_errors=True)
     pool = local_pool(config)
     expected, _ = score_columns(config.score.build(), pool, seed=5)
     found = scored(config)

@@ -114,6 +114,15 @@ class Summary:
         uids = {p: uid_words(read_table(parted.part(p), ["uid"])["uid"]) for p in self.shard.parts}
         return sum(int(checksum(uids[p], self.total[p])) for p in self.shard.parts) % 2**64
 
+    def differing(self, scores: str) -> str | None:
+        """The first part whose score file does not hold the columns of its sum."""
+        for part in self.shard.parts:
+            columns = self.method.columns(self.total[part].sum(axis=0))
+            rows = read_table(locate(scores) / f"part-{part}.parquet", list(columns))
+            if any(not np.array_equal(rows[n].to_numpy(), c) for n, c in columns.items()):
+                return part
+        return None
+
     def save(self, name: str) -> SumFile:
         parts = self.shard.parts
         self.ledger.write_sum(name, np.concatenate([self.total[p] for p in parts], axis=-1))

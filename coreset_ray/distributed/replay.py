@@ -1,0 +1,30 @@
+"""Draws made again, to compare with what was recorded of them."""
+
+from collections.abc import Iterator, Sequence
+
+import ray
+
+from coreset_ray.core.method import Sampled
+from coreset_ray.distributed.replicas import Pool, new_replica, survey
+from coreset_ray.distributed.shard import RowShard
+from coreset_ray.io.ledger import Chunk, Ledger
+from coreset_ray.io.tables import PartedTable
+
+
+def replay(
+    method: Sampled,
+    seed: int,
+    table: PartedTable,
+    shards: Sequence[RowShard],
+    ledger: Ledger,
+    chunks: Sequence[Chunk],
+) -> Iterator[tuple[Chunk, int]]:
+    """Each chunk and the checksum that its draws give now. Writes nothing to the ledger."""
+    replica = new_replica(Pool(table.folder.uri, shards, 0.0), method)
+    try:
+        known = ray.put(survey(replica.actors, shards[0].pool))
+        ray.get(replica.lead.start.remote(known, method, seed, ledger.folder.uri))
+        for chunk in chunks:
+            yield chunk, ray.get(replica.lead.tally.remote(chunk.first, chunk.last))[0]
+    finally:
+        replica.end()

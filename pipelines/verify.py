@@ -1,0 +1,124 @@
+"""A finished selection → proof that it is what its record says: draws replayed, sums compared."""
+
+import logging
+import random
+import tempfile
+from typing import Any
+
+import ray
+
+from coreset_ray import catalog
+from coreset_ray.core.method import Sampled
+from coreset_ray.distributed import finish
+from coreset_ray.distributed.choose import choose_top
+from coreset_ray.distributed.replay import replay
+from coreset_ray.distributed.score import row_shards
+from coreset_ray.distributed.session import session
+from coreset_ray.io.filesystem import Location, locate
+from coreset_ray.io.ledger import Chunk, Ledger, missing
+from coreset_ray.io.tables import PartedTable, read_table
+from coreset_ray.io.workspace import Workspace
+from pipelines.score import layout_for
+
+_log = logging.getLogger(__name__)
+
+
+class Mismatch(RuntimeError):
+    """Something is not what the record of the run says."""
+
+
+def run(selection: str, chunks: int = 3, seed: int | None = None) -> dict[str, Any]:
+    """Checks a selection folder against the run that made it.
+
+    Replays `chunks` of the chunks of draws that were recorded, chosen at random (by `seed`, else
+    differently each time); adds up all recorded checksums and compares them with the sums kept;
+    compares the scores with the sums, and the manifest with the scores. Raises `Mismatch` that
+    names the first thing that differs.
+    """
+    folder = locate(selection.removesuffix("/").removesuffix("/selection.json"))
+    if not (folder / "selection.json").exists():
+        raise ValueError(
+            f"{selection!r} is no selection: give a folder that holds selection.json, such as "
+            "WORKSPACE/selections/NAME"
+        )
+    told = (folder / "selection.json").read_json()
+    workspace = Workspace(Location(folder.fs, folder.path.rsplit("/", 2)[0]).uri)
+    scores = workspace.root / "scores" / told["inputs"]["scores"]
+    record = (scores / "done.json").read_json()
+    method = catalog.build(record["method"], record["params"], "params")
+    with session(None):
+        checked = {}
+        if isinstance(method, Sampled):
+            checked = _check_draws(method, record, workspace, scores, chunks, seed)
+        _check_manifest(method, record, told, scores, folder)
+    _log.info(
+        "verify: %s holds: %s",
+        folder.uri,
+        ", ".join([*(f"{v} {k}" for k, v in checked.items()), f"manifest of {told['kept']}"]),
+    )
+    return checked | {"kept": told["kept"]}
+
+
+def _check_draws(
+    method: Sampled,
+    record: dict[str, Any],
+    workspace: Workspace,
+    scores: Location,
+    chunks: int,
+    seed: int | None,
+) -> dict[str, int]:
+    recorded = [Chunk(a, b, int(mark, 16)) for a, b, mark in record["chunks"]]
+    if (
+        missing(recorded, 0, record["draws"])
+        or sum(c.last - c.first for c in recorded) != (record["draws"])
+    ):
+        raise Mismatch(f"{scores.uri}: the recorded chunks are not {record['draws']} draws")
+    table = PartedTable(workspace.root / "embeddings" / record["table"])
+    shards = row_shards(record["parts"], layout_for(workspace, record["snapshot"]))
+    ledger = Ledger(workspace.root / "sums" / record["sums"])
+    kept = ledger.usable(record["draws"])
+    if sum(r.draws for r in kept) != record["draws"]:
+        raise Mismatch(
+            f"{ledger.folder.uri} no longer holds the sums of all {record['draws']} draws: score "
+            "again to have them made again"
+        )
+    actors = finish.gather(method, ledger, kept, shards)
+    total = sum(ray.get([a.checksum.remote(table.folder.uri) for a in actors])) % 2**64
+    if total != sum(c.checksum for c in recorded) % 2**64:
+        raise Mismatch(f"{ledger.folder.uri}: the sums kept are not those of the recorded chunks")
+    for differing in ray.get([a.differing.remote(scores.uri) for a in actors]):
+        if differing:
+            raise Mismatch(f"{scores.uri}: part {differing!r} does not hold the scores of its sums")
+    chosen = random.Random(seed).sample(recorded, min(chunks, len(recorded)))
+    for chunk, mark in replay(method, record["seed"], table, shards, ledger, chosen):
+        if mark != chunk.checksum:
+            raise Mismatch(
+                f"draws {chunk.first} to {chunk.last - 1} give {mark:016x} and not "
+                f"{chunk.checksum:016x} as {scores.uri}/done.json says: a machine computed wrongly "
+                "or the embeddings have changed; delete scores and sums and score again"
+            )
+    return {
+        "chunks replayed": len(chosen),
+        "draws replayed": sum(c.last - c.first for c in chosen),
+        "draws recorded": record["draws"],
+    }
+
+
+def _check_manifest(
+    method: Any, record: dict[str, Any], told: dict[str, Any], scores: Location, folder: Location
+) -> None:
+    parts = [scores / f"part-{part}.parquet" for part in record["parts"]]
+    span = record["lowest"], record["highest"]
+    with tempfile.TemporaryDirectory() as scratch:
+        again = locate(scratch) / "manifest.parquet"
+        choose_top(method, record["seed"], parts, span, told["kept"], again)
+        if not read_table(again).equals(read_table(folder / told["manifest"])):
+            raise Mismatch(f"{folder.uri}: the manifest is not the best {told['kept']} by score")
+
+
+if __name__ == "__main__":
+    import sys
+
+    from coreset_ray.cli import main
+
+    main(["verify", *sys.argv[1:]])
