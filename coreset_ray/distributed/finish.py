@@ -73,9 +73,10 @@ def compact(actors: Sequence[Any], ledger: Ledger, records: Sequence[Record]) ->
     return record
 
 
-@ray.remote(num_cpus=0)
+@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
 class Summary:
-    """The sum of all draws over the rows of one shard."""
+    """The sum of all draws over the rows of one shard. All it holds is read from the ledger, so
+    it may be lost at any time."""
 
     def __init__(self, method: Sampled, ledger: str, records: list[Record], shard: RowShard):
         self.method, self.ledger, self.shard = method, Ledger(locate(ledger)), shard
