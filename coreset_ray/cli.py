@@ -12,6 +12,7 @@ from coreset_ray.version import __version__
 
 _STAGES = {
     "run": ("run", "the whole chain: embed, score, select, export, evaluate"),
+    "plan": ("plan", "say what a run would need and take, before anything runs"),
     "embed": ("embed", "embed every shard of the pool that is not embedded yet"),
     "score": ("score", "score every image of the embedded pool"),
     "select": ("select_coreset", "keep the best within the budget and write the manifest"),
@@ -31,6 +32,18 @@ a local Ray with what the machine has.
 
 Exit status: 0 done; 1 the run failed (the message says at what); 2 the command or the
 configuration is wrong; 130 interrupted.
+"""
+
+_PLAN_HELP = """
+CONFIG is a YAML file; any key can be overridden, as for the other stages.
+
+Measures for some seconds on the cluster in hand, in temporary folders, and prints the pool (its
+images counted where it is embedded, else estimated from some shards), memory a worker and a node,
+bytes read and written and wall time of each stage, draws a second, and how the pool is spread.
+Writes nothing into the workspace. Times are those of a cluster that does nothing else.
+
+Exit status: 0 the plan fits; 2 it does not (the message has the arithmetic and what to change), or
+the configuration is wrong; 1 measuring failed; 130 interrupted.
 """
 
 _SHARDS_HELP = """
@@ -79,7 +92,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"coreset-ray {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, (module, summary) in _STAGES.items():
-        stage = _command(commands, name, summary, _STAGE_HELP % {"stage": name})
+        text = _PLAN_HELP if name == "plan" else _STAGE_HELP % {"stage": name}
+        stage = _command(commands, name, summary, text)
         stage.add_argument("config", metavar="CONFIG", help="YAML file")
         stage.add_argument("overrides", metavar="key=value", nargs="*", help="override a key")
         stage.set_defaults(command=_run_stage, module=module)

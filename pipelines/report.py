@@ -56,6 +56,29 @@ def markdown(results: pa.Table) -> str:
     return "\n".join(lines) + "\n"
 
 
+def noise_table(noise: dict[str, Any]) -> str:
+    """How far a ranking can be trusted: what two halves of its draws say of a repeated run."""
+    lines = [
+        f"Stability after {noise['draws']:,} draws; {noise['untouched']:.1%} of images untouched:",
+        "",
+        "| column | correlation of its halves | of two such runs |",
+        "|---|---:|---:|",
+        *(
+            f"| {name} | {halves:.3f} | {noise['repeat'][name]:.3f} |"
+            for name, halves in noise["halves"].items()
+        ),
+        "",
+        "| top | halves share | two such runs would share | by chance | draws for half |",
+        "|---:|---:|---:|---:|---:|",
+    ]
+    for fraction, top in noise["top"].items():
+        price = noise["draws_for"][fraction]["draws"]
+        shares = " | ".join(f"{100 * top[k]:.1f}%" for k in ("halves", "repeat", "chance"))
+        more = f"{price:,.3g}" if price is not None else "no signal seen"
+        lines.append(f"| {100 * float(fraction):g}% | {shares} | {more} |")
+    return "\n".join(lines) + "\n"
+
+
 def _mean(values: list[float]) -> str:
     mean, deviation = 100 * sum(values) / len(values), spread(values)
     return f"{mean:.2f} ± {100 * deviation:.2f}" if deviation is not None else f"{mean:.2f}"

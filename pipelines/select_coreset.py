@@ -5,6 +5,7 @@ from typing import Any
 
 from coreset_ray.config import Config, fingerprint, plain
 from coreset_ray.core.selection import resolve_budget
+from coreset_ray.core.stability import overlap
 from coreset_ray.distributed.choose import choose_top
 from coreset_ray.distributed.session import session
 from coreset_ray.io.workspace import Stage, Workspace
@@ -44,7 +45,7 @@ def run(config: Config) -> dict[str, Any]:
     method = config.score.build()
     with session(config.compute.address):
         choose_top(method, config.score.seed, parts, span, record["kept"], manifest)
-    selection = {
+    selection: dict[str, Any] = {
         "name": config.name,
         "manifest": "manifest.parquet",
         "kept": record["kept"],
@@ -54,6 +55,12 @@ def run(config: Config) -> dict[str, Any]:
         "config": plain(config),
         "versions": {"coreset_ray": __version__, **versions()},
     }
+    if noise := record.get("stability"):
+        fraction = record["kept"] / record["rows"]
+        selection["score"]["overlap_of_two_such_selections"] = {
+            "expected": overlap(noise["repeat"]["score"], fraction) if fraction < 1 else 1.0,
+            "by_chance": fraction,
+        }
     (stage.folder / "selection.json").write_json(selection)
     _log.info("select: kept %d of %d, in %s", record["kept"], record["rows"], manifest.uri)
     return stage.finish({"kept": record["kept"], "pool": record["rows"]})

@@ -5,13 +5,10 @@ import random
 import tempfile
 from typing import Any
 
-import ray
-
 from coreset_ray import catalog
 from coreset_ray.core.method import Sampled
-from coreset_ray.distributed import finish
 from coreset_ray.distributed.choose import choose_top
-from coreset_ray.distributed.replay import replay
+from coreset_ray.distributed.replay import examine, replay
 from coreset_ray.distributed.score import row_shards
 from coreset_ray.distributed.session import session
 from coreset_ray.io.filesystem import Location, locate
@@ -82,13 +79,11 @@ def _check_draws(
             f"{ledger.folder.uri} no longer holds the sums of all {record['draws']} draws: score "
             "again to have them made again"
         )
-    actors = finish.gather(method, ledger, kept, shards)
-    total = sum(ray.get([a.checksum.remote(table.folder.uri) for a in actors])) % 2**64
+    total, differing = examine(method, table, shards, ledger, kept, scores.uri)
     if total != sum(c.checksum for c in recorded) % 2**64:
         raise Mismatch(f"{ledger.folder.uri}: the sums kept are not those of the recorded chunks")
-    for differing in ray.get([a.differing.remote(scores.uri) for a in actors]):
-        if differing:
-            raise Mismatch(f"{scores.uri}: part {differing!r} does not hold the scores of its sums")
+    if differing:
+        raise Mismatch(f"{scores.uri}: part {differing!r} does not hold the scores of its sums")
     chosen = random.Random(seed).sample(recorded, min(chunks, len(recorded)))
     for chunk, mark in replay(method, record["seed"], table, shards, ledger, chosen):
         if mark != chunk.checksum:

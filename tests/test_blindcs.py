@@ -1,5 +1,6 @@
 """BlindCS against its equations, written out slowly, and against what a draw must be."""
 
+import dataclasses
 import itertools
 import statistics
 import warnings
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 import coreset_ray
+from coreset_ray.core import batched
 from coreset_ray.core.columns import Columns, columns_of, index_columns
 from coreset_ray.core.pool import Pool, pool_of
 from coreset_ray.core.random import draw_words, uid_uniform, unit_interval
@@ -445,3 +447,13 @@ def test_an_ordinary_run_warns_of_nothing() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         coreset_ray.select(relu(60, np.random.default_rng(0)), 0.5, draws=100)
+
+
+def test_a_pool_on_a_device_gives_the_same_bits() -> None:
+    """The form that GPUs use, here on the CPU."""
+    columns = columns_of(pool_of(gaussian(90, np.random.default_rng(3)).astype(np.float32)))
+    held = dataclasses.replace(columns, resident=batched.resident(columns.index, "cpu"))
+    for settings_ in ({}, {"dims": 3}, {"cover": "random"}, {"draws_per_slice": 20}):
+        method = BlindCS(**{"neighbors": 12} | settings_)
+        expected = tally(method, columns, 1, 0, 80)
+        np.testing.assert_array_equal(tally(method, held, 1, 0, 80), expected)

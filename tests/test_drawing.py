@@ -213,6 +213,8 @@ threading.Thread(target=kill).start()
 outcome = run(Path({folder!r}), BlindCS(draws=SLOW, dims=6, neighbors=30), 2, 1, cpus=1.0)
 alive = [node for node in ray.nodes() if node["Alive"]]
 print(json.dumps([outcome["chunks"], len(held), len(alive)]))
+ray.shutdown()
+cluster.shutdown()
 """
 
 

@@ -17,7 +17,7 @@ ALLOWED = {
     "coreset_ray": "coreset_ray.catalog coreset_ray.core coreset_ray.version numpy",
     "coreset_ray.version": "",
     "coreset_ray.versions": "",
-    "coreset_ray.core": "numpy scipy numba llvmlite torch",
+    "coreset_ray.core": "numpy scipy numba llvmlite torch triton",
     "coreset_ray.scores": "coreset_ray.core numpy",
     "coreset_ray.selectors": "coreset_ray.core numpy",
     "coreset_ray.clustering": "coreset_ray.core numpy scipy numba torch sklearn faiss",

@@ -1,7 +1,7 @@
 """A pool laid out by dimension, with what a search over a slice of it needs."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -53,10 +53,14 @@ class Spread:
 
 @dataclass(frozen=True)
 class Columns:
-    """Rows of a pool by dimension, all of them or one shard; `spread` is of the whole pool."""
+    """Rows of a pool by dimension, all of them or one shard; `spread` is of the whole pool.
+
+    resident: the same rows on a GPU (`batched.Resident`), where draws are made there.
+    """
 
     index: Index
     spread: Spread
+    resident: Any = None
 
     def __len__(self) -> int:
         return self.index.value.shape[1]

@@ -89,7 +89,7 @@ def nearest(index, dims, point, scratch):
     distance; (-1, inf) where the pool's sample holds a nearer row than any of them."""
     rows, distance, _, sampled, _ = scratch
     _fill_sample(index.sample, dims, point, sampled)
-    best = _place_of_least(sampled.view(np.int32))
+    best = place_of_least(sampled.view(np.int32))
     bound = 0.0
     for j in range(len(dims)):
         bound += abs(np.float64(index.sample[dims[j], best]) - point[j])
@@ -99,7 +99,7 @@ def nearest(index, dims, point, scratch):
     for q in range(count):
         if distance[q] < least:
             k, least = np.int64(rows[q]), distance[q]
-        elif distance[q] == least and k >= 0 and _before(index.uid, rows[q], k):
+        elif distance[q] == least and k >= 0 and before(index.uid, rows[q], k):
             k = np.int64(rows[q])
     return k, least
 
@@ -114,7 +114,7 @@ def neighbourhood(index, dims, centre, k, alpha, scratch):
     radius = radius_guess(index, dims, centre, alpha, scratch)
     while True:
         count = candidates(index, dims, centre, radius, k, scratch)
-        inside = _count(distance, count, radius)
+        inside = count_within(distance, count, radius)
         if inside >= alpha:
             break
         radius = radius * 1.3 if radius > 0 and count < index.value.shape[1] - 1 else np.inf
@@ -147,7 +147,7 @@ def radius_guess(index, dims, centre, alpha, scratch):
             break
         part = (wanted - below) / (above - below)
         guess = np.float32(low + (high - low) * min(0.9, max(0.1, np.sqrt(part))))
-        count = _count(sampled, size, guess)
+        count = count_within(sampled, size, guess)
         if count >= wanted:
             high, above = guess, count
         else:
@@ -188,7 +188,7 @@ def kth(distance, count, k, limit, within, room):
         guess = floor + (min(high, _FAR) - floor) * part
         if not floor < guess < high:
             break
-        inside = _count(distance, count, guess)
+        inside = count_within(distance, count, guess)
         if inside >= k:
             high, above = guess, inside
         else:
@@ -211,14 +211,20 @@ def norm(distance, power, exponent, unit):
     integer (in units of 1/fine), so that it does not depend on order. Where rows coincide with
     the centre, closest is 0 and scale their number: they share evenly.
     """
-    closest = distance[_place_of_least(distance.view(np.int64))]
+    return norm_of(distance, power, exponent, unit, len(distance))
+
+
+@numba.njit(nogil=True, cache=True)
+def norm_of(distance, power, exponent, unit, found):
+    """`norm` of the `found` finite distances among these; powers of the infinite are 0."""
+    closest = distance[place_of_least(distance.view(np.int64))]
     if closest == 0.0:
         same = 0
         for d in distance:
             same += d == 0.0
         return np.float64(same), closest
     powers(distance, closest, exponent, power)
-    fine = 2.0**40 if len(distance) <= 1 << 22 else 2.0**28  # the sum stays below 2⁶³
+    fine = 2.0**40 if found <= 1 << 22 else 2.0**28  # the sum stays below 2⁶³
     whole = np.int64(0)
     for p in power:
         whole += np.int64(p * fine + 0.5)
@@ -238,18 +244,18 @@ def share(rows, distance, power, closest, scale, unit, redundancy):
         redundancy[rows[q]] += np.int64(power[q] * scale + 0.5)
 
 
-@numba.njit(nogil=True, cache=True)
+@numba.njit(nogil=True, cache=True, error_model="numpy")
 def powers(distance, closest, exponent, power):
-    """(closest / distance)^exponent; by repeated multiplication where the exponent is a small
-    whole number, whose result is the same on every platform."""
+    """(closest / distance)^exponent, 0 where the distance is infinite; by repeated multiplication
+    where the exponent is a small whole number, whose result is the same on every platform."""
     whole = np.int64(exponent)
     if whole != exponent or whole > 64:
         for q in range(len(distance)):
             power[q] = (closest / distance[q]) ** exponent
         return
-    power[:] = 1.0
     for q in range(len(distance)):
         distance[q] = closest / distance[q]
+        power[q] = np.float64(distance[q] > 0.0)
     for _ in range(whole):
         for q in range(len(distance)):
             power[q] *= distance[q]
@@ -339,7 +345,7 @@ def _exact(value, dims, centre, rows, count, distance):
 
 
 @numba.njit(nogil=True, cache=True)
-def _count(values, count, limit):
+def count_within(values, count, limit):
     """How many of the first `count` values are at most `limit`."""
     inside = np.int32(0)
     for q in range(count):
@@ -348,7 +354,7 @@ def _count(values, count, limit):
 
 
 @numba.njit(nogil=True, cache=True)
-def _place_of_least(bits):
+def place_of_least(bits):
     """The first place of the smallest of numbers that are at least 0, given as their bits: they
     order alike, and the minimum of integers is found by vector instructions."""
     least = bits[0]
@@ -362,5 +368,5 @@ def _place_of_least(bits):
 
 
 @numba.njit(nogil=True, cache=True)
-def _before(uid, i, j):
+def before(uid, i, j):
     return uid[i, 0] < uid[j, 0] or (uid[i, 0] == uid[j, 0] and uid[i, 1] < uid[j, 1])

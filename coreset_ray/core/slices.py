@@ -32,22 +32,43 @@ def draw_slices(
 def draw_points(
     spread: Spread, sampling: Sampling, seed: int, first: int, dims: np.ndarray
 ) -> np.ndarray:
-    """Points of the draws from `first` on, one for each row of dims: (count, d) float64.
+    """Points of the draws from `first` on, one for each row of dims: (count, d) float64, each
+    draw's independent of all others.
 
     Triangular: from the minimum by the median to the maximum of each dimension (Eq. 3).
     Gaussian: its mean and standard deviation. Uniform: between its minimum and maximum.
     """
     count, d = dims.shape
-    u = unit_interval(draw_words(seed, first, count, 2 * d)[:, d:])
-    low, mode, high = spread.low[dims], spread.mode[dims], spread.high[dims]
-    if sampling == "uniform":
-        return low + u * (high - low)
-    if sampling == "gaussian":
-        return spread.mean[dims] + spread.deviation[dims] * ndtri(np.maximum(u, 2.0**-54))
-    span = high - low
-    rising = low + np.sqrt(u * span * (mode - low))
-    falling = high - np.sqrt((1.0 - u) * span * (high - mode))
-    return np.where(u * span < mode - low, rising, falling)
+    return _points_at(spread, sampling, dims, draw_words(seed, first, count, 2 * d)[:, d:])
+
+
+def spread_points(
+    spread: Spread,
+    sampling: Sampling,
+    seed: int,
+    first: int,
+    dims: np.ndarray,
+    per_slice: int,
+    each: int,
+) -> np.ndarray:
+    """`each` points of the draws from `first` on, (count, each, d) float64; those of a slice lie
+    evenly. With one draw a slice and one point a draw, they are those of `draw_points`.
+
+    A slice's points are a Kronecker sequence moved as a whole by a random shift: each of them
+    follows the law of `draw_points`, and slices are independent. The first points of a slice's
+    draws are the start of its sequence, the further points continue it.
+    """
+    count, d = dims.shape
+    draw = np.arange(first, first + count)
+    lead = draw - draw % per_slice
+    start, group = int(lead[0]) if count else 0, (lead - lead[:1]) // per_slice
+    words = draw_words(seed, start, first + count - start, 2 * d)[:, d:]
+    shift = words[group * per_slice]
+    number = np.empty((count, each), np.uint64)
+    number[:, 0] = draw - lead
+    number[:, 1:] = (per_slice + (draw - lead) * (each - 1))[:, None] + np.arange(each - 1)
+    moved = shift[:, None] + number[..., None] * _steps(d)  # modulo 2⁶⁴
+    return _points_at(spread, sampling, dims[:, None], moved)
 
 
 def near_order(dims: np.ndarray) -> np.ndarray:
@@ -73,3 +94,28 @@ def _distinct(words: np.ndarray, bound: int) -> np.ndarray:
             value += value >= earlier
         picked[:, j] = value
     return picked
+
+
+def _points_at(
+    spread: Spread, sampling: Sampling, dims: np.ndarray, words: np.ndarray
+) -> np.ndarray:
+    """Uniform words → coordinates in their dimensions, of the shape that both broadcast to."""
+    u = unit_interval(words)
+    low, mode, high = spread.low[dims], spread.mode[dims], spread.high[dims]
+    if sampling == "uniform":
+        return low + u * (high - low)
+    if sampling == "gaussian":
+        return spread.mean[dims] + spread.deviation[dims] * ndtri(np.maximum(u, 2.0**-54))
+    span = high - low
+    rising = low + np.sqrt(u * span * (mode - low))
+    falling = high - np.sqrt((1.0 - u) * span * (high - mode))
+    return np.where(u * span < mode - low, rising, falling)
+
+
+def _steps(dims: int) -> np.ndarray:
+    """Steps of a sequence that fills a cube of so many dimensions evenly, (dims,) uint64 in units
+    of 2⁻⁶⁴: powers of 1 / r, where r^(dims + 1) = r + 1 (Roberts' generalised golden ratio)."""
+    root = 2.0
+    for _ in range(100):
+        root = (1.0 + root) ** (1.0 / (dims + 1))
+    return np.array([int(root**-j * 2.0**53) << 11 for j in range(1, dims + 1)], np.uint64)

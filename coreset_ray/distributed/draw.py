@@ -34,7 +34,7 @@ class Drawing:
         self.replicas: list[Replica] = []
         self.idle: list[Replica] = []
         self.busy: dict[ray.ObjectRef, tuple[Replica, Span | None]] = {}
-        self.facts: dict[str, Any] = {}
+        self.facts: dict[str, Any] | None = None
 
     def until(self, draws: int) -> list[Record]:
         """Draws whatever of the first `draws` is not in the ledger; the records that hold it."""
@@ -44,7 +44,7 @@ class Drawing:
         with Progress("score", draws, "draws") as progress:
             progress.update(self.drawn)
             while not self._committed():
-                while self.todo or self._drawing() or not self.facts:
+                while self.todo or self._drawing() or self.facts is None:
                     self._staff()
                     self._hand_out()
                     self._take_in()
@@ -58,7 +58,7 @@ class Drawing:
 
     def _committed(self) -> bool:
         """Commits what has been drawn, once nothing is left to draw; False where more is."""
-        if self.todo or self._drawing() or not self.facts:
+        if self.todo or self._drawing() or self.facts is None:
             return False
         for replica in list(self.replicas):
             try:

@@ -16,11 +16,12 @@ from coreset_ray.io.ledger import Chunk, Ledger, Record, SumFile, new_name
 
 @dataclass(frozen=True)
 class Pool:
-    """What replicas are made of. cpus: of each shard's actor."""
+    """What replicas are made of. cpus, gpus: of each shard's actor."""
 
     table: str
     shards: Sequence[RowShard]
     cpus: float
+    gpus: float = 0.0
 
 
 @dataclass
@@ -55,7 +56,9 @@ class Replica:
 def new_replica(pool: Pool, method: Sampled) -> Replica:
     """Its actors, which come up wherever and whenever there is room."""
     actors = [
-        Shard.options(num_cpus=pool.cpus).remote(shard, pool.table)  # type: ignore[attr-defined]
+        Shard.options(num_cpus=pool.cpus, num_gpus=pool.gpus).remote(  # type: ignore[attr-defined]
+            shard, pool.table
+        )
         for shard in pool.shards
     ]
     lead = actors[0] if len(actors) == 1 else Conductor.remote(method, actors)  # type: ignore[attr-defined]

@@ -23,12 +23,13 @@ _FIRST_CHECK = 1 << 16  # draws after which a run may first be found stable
 @dataclass(frozen=True)
 class Layout:
     """How the pool is spread over processes. workers: replicas; row_shards: of each replica;
-    cpus: of each process; scratch: folder of each machine for the pool's columns."""
+    cpus, gpus: of each process; scratch: folder of each machine for the pool's columns."""
 
     workers: int
     row_shards: int
     cpus: float
     scratch: str
+    gpus: float = 0.0
 
 
 def score_rows(
@@ -57,7 +58,7 @@ def score_draws(
     the method's facts, the stability report, and the chunks of draws with their checksums.
     """
     shards = row_shards(parts, layout)
-    pool = Pool(table.folder.uri, shards, layout.cpus)
+    pool = Pool(table.folder.uri, shards, layout.cpus, layout.gpus)
     drawing = Drawing(pool, method, seed, ledger, layout.workers)
     try:
         for draws in _checks(method.draws, stability):

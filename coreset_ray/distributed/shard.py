@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +95,10 @@ class Shard:
         self.finish(known)
         self.method, self.seed, self.ledger = method, seed, Ledger(locate(ledger))
         self.columns: Columns = open_columns(self.folder)
+        if ray.get_gpu_ids():
+            from coreset_ray.core.batched import resident
+
+            self.columns = replace(self.columns, resident=resident(self.columns.index, "cuda"))
         method.check(self.columns)
         self.total = empty_total(method, self.columns)
         self.checksum = 0

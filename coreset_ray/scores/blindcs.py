@@ -8,28 +8,44 @@ from typing import Any, ClassVar, Literal, NamedTuple, get_args, get_type_hints
 
 import numpy as np
 
+from coreset_ray.core import batched
+from coreset_ray.core.cells import cover_and_penalise_slices
 from coreset_ray.core.columns import Columns, Index
 from coreset_ray.core.draws import cover_and_penalise, lottery
 from coreset_ray.core.exchange import nearest_here, radii, settle, share_here, within_here
 from coreset_ray.core.method import Sampled
 from coreset_ray.core.random import draw_words, uid_uniform
-from coreset_ray.core.slices import Sampling, draw_points, draw_slices, near_order
+from coreset_ray.core.slices import Sampling, draw_slices, near_order, spread_points
 
 _UNIT = 2**32  # redundancy is counted in units of 2⁻³²: sums are exact in any order
 _MOST_DRAWS = 2**31 - 1  # one row may collect a whole unit a draw, and the sum stays below 2⁶³
+_MOST_POINTS = 2**52  # coverage counts points, and is divided without rounding
+_INDEXED = 16  # draws in a slice that are worth an index of it
 _EXCHANGED = 1024  # draws that shards of rows settle at once
+_APART = np.uint64(0x9E3779B97F4A7C15)  # between words of one draw
 _NO_KEY = np.uint64(2**64 - 1)
 _FAR = 1e38
 _NUMBERS = 1 << 18  # random numbers made at once, at most about so many
 
 
 class _Draws(NamedTuple):
-    """dims (t, d), points (t, d), words (t,) for covering at random, half (t,) 0 or 1."""
+    """dims (t, d), points (t, q, d), words (t, q) for covering at random, group (t,): the number
+    of the slice."""
 
     dims: np.ndarray
     points: np.ndarray
     words: np.ndarray
-    half: np.ndarray
+    group: np.ndarray
+
+    @property
+    def half(self) -> np.ndarray:
+        """(t,) 0 or 1."""
+        return self.group % 2
+
+    def point(self, number: int) -> "_Draws":
+        """The same draws with that one of their points."""
+        one = slice(number, number + 1)
+        return self._replace(points=self.points[:, one], words=self.words[:, one])
 
 
 class _Cover(NamedTuple):
@@ -66,7 +82,10 @@ class BlindCS(Sampled):
 
     sampling, cover, redundancy: the ablations of the paper's Table 5. cover: `nearest`, or
     `random` for an image drawn uniformly whatever the point. draws_per_slice: draws that share
-    their dimensions; 1 is the paper. Expectations do not depend on it.
+    their dimensions, their points spread evenly. points_per_draw: points of a draw, each of which
+    counts its part in coverage; the first alone gives redundancy, which is what costs. Both are
+    1 in the paper. Expectations do not depend on them; more of both gives steadier scores in the
+    same time.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("embedding",)
@@ -83,6 +102,7 @@ class BlindCS(Sampled):
     cover: Literal["nearest", "random"] = "nearest"
     redundancy: bool = True
     draws_per_slice: int = 1
+    points_per_draw: int = 1
 
     def __post_init__(self) -> None:
         if not 1 <= self.draws <= _MOST_DRAWS:
@@ -93,8 +113,14 @@ class BlindCS(Sampled):
             raise ValueError(f"neighbors={self.neighbors}: expected at least 1")
         if not (math.isfinite(self.exponent) and self.exponent >= 0):
             raise ValueError(f"exponent={self.exponent}: expected a finite number ≥ 0")
-        if self.draws_per_slice < 1:
-            raise ValueError(f"draws_per_slice={self.draws_per_slice}: expected at least 1")
+        for name in ("draws_per_slice", "points_per_draw"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: expected at least 1")
+        if self.draws * self.points_per_draw > _MOST_POINTS:
+            raise ValueError(
+                f"draws={self.draws} of points_per_draw={self.points_per_draw}: "
+                f"expected at most {_MOST_POINTS} points"
+            )
         for name in ("tie_break", "sampling", "cover"):
             allowed = get_args(get_type_hints(BlindCS)[name])
             if getattr(self, name) not in allowed:
@@ -117,35 +143,66 @@ class BlindCS(Sampled):
             )
 
     def tally(self, columns: Columns, seed: int, first: int, last: int, total: np.ndarray) -> None:
-        """total: for even and for odd slices, coverage in ones and redundancy in 2⁻³²."""
-        for draws in self._batches(columns, seed, first, last, _NUMBERS // self.dims):
-            covered = np.full(len(draws.dims), -1)
-            if self.cover == "random":
-                lottery(columns.index.uid, draws.words, covered, np.empty_like(draws.words))
-            order = near_order(draws.dims)
-            for side in (0, 1):
-                rows = order[draws.half[order] == side]
-                cover_and_penalise(
-                    columns.index,
-                    *(draws.dims[rows], draws.points[rows], covered[rows]),
-                    *(self._neighbors(columns), float(self.exponent), _UNIT, total[side]),
-                )
+        """total: for even and for odd slices, coverage in points and redundancy in 2⁻³²."""
+        size = _NUMBERS // (self.dims * self.points_per_draw)
+        for draws in self._batches(columns, seed, first, last, size):
+            indexed = self.dims == 2 and self.draws_per_slice >= _INDEXED
+            if indexed and self.cover == "nearest" and columns.resident is None:
+                self._tally_slices(columns, draws, total)
+                continue
+            for number in range(self.points_per_draw):
+                neighbors = self._neighbors(columns) if number == 0 else 0
+                self._tally_each(columns, draws.point(number), neighbors, total)
+
+    def _tally_each(
+        self, columns: Columns, draws: "_Draws", neighbors: int, total: np.ndarray
+    ) -> None:
+        """Adds draws of one point."""
+        covered = np.full(len(draws.dims), -1)
+        if self.cover == "random":
+            words = draws.words[:, 0].copy()
+            lottery(columns.index.uid, words, covered, np.empty_like(words))
+        order = near_order(draws.dims)
+        for side in (0, 1):
+            rows = order[draws.half[order] == side]
+            kernel: Any = cover_and_penalise
+            held: Any = columns.index
+            if columns.resident is not None:
+                kernel, held = batched.cover_and_penalise, columns.resident
+            kernel(
+                held,
+                *(draws.dims[rows], draws.points[rows, 0], covered[rows]),
+                *(neighbors, float(self.exponent), _UNIT, total[side]),
+            )
+
+    def _tally_slices(self, columns: Columns, draws: "_Draws", total: np.ndarray) -> None:
+        """Adds draws by an index of each slice."""
+        for side in (0, 1):
+            rows = np.flatnonzero(draws.half == side)
+            lead = np.flatnonzero(np.diff(draws.group[rows], prepend=-1))
+            cover_and_penalise_slices(
+                columns.index,
+                *(draws.dims[rows[lead]], draws.points[rows], np.append(lead, len(rows))),
+                *(self._neighbors(columns), float(self.exponent), _UNIT, total[side]),
+            )
 
     def tally_shard(
         self, columns: Columns, seed: int, first: int, last: int, total: np.ndarray
     ) -> Generator[Any, Any, None]:
         for draws in self._batches(columns, seed, first, last, _EXCHANGED):
-            rows, message = self._cover_here(columns, draws)
-            agreed = yield message
-            owned = (rows >= 0) & (agreed.uid == message.uid).all(axis=1)
-            for side in (0, 1):
-                here = rows[owned & (draws.half == side)]
-                np.add.at(total[side, 0], here, 1)
-            if neighbors := self._neighbors(columns):
-                covered = np.where(owned, rows, -1)
-                yield from self._penalise_here(
-                    columns.index, draws, covered, agreed.places, neighbors, total
-                )
+            for number in range(self.points_per_draw):
+                one = draws.point(number)
+                rows, message = self._cover_here(columns, one)
+                agreed = yield message
+                owned = (rows >= 0) & (agreed.uid == message.uid).all(axis=1)
+                for side in (0, 1):
+                    here = rows[owned & (draws.half == side)]
+                    np.add.at(total[side, 0], here, 1)
+                if number == 0 and (neighbors := self._neighbors(columns)):
+                    covered = np.where(owned, rows, -1)
+                    yield from self._penalise_here(
+                        columns.index, one, covered, agreed.places, neighbors, total
+                    )
 
     def agree(self, messages: list[Any]) -> Any:
         if isinstance(messages[0], _Cover):
@@ -166,11 +223,11 @@ class BlindCS(Sampled):
 
     def columns(self, total: np.ndarray) -> dict[str, np.ndarray]:
         coverage, redundancy = total
-        return {
-            "score": (coverage * _UNIT - redundancy) / _UNIT,
-            "coverage": coverage.astype(np.float64),
-            "redundancy": redundancy / _UNIT,
-        }
+        q = self.points_per_draw
+        score = (coverage * _UNIT - redundancy) / _UNIT
+        if q > 1:  # more points than fit when counted in 1/unit
+            score = coverage / q - redundancy / _UNIT
+        return {"score": score, "coverage": coverage / q, "redundancy": redundancy / _UNIT}
 
     def rank_key(self, score: np.ndarray, uid: np.ndarray, seed: int) -> np.ndarray:
         """The authors' code starts every score at U(0, 1); here a function of (seed, uid)."""
@@ -198,21 +255,25 @@ class BlindCS(Sampled):
             dims = draw_slices(columns.spread, seed, start, count, self.dims, self.draws_per_slice)
             yield _Draws(
                 dims,
-                draw_points(columns.spread, self.sampling, seed, start, dims),
-                draw_words(seed, start, count, 2 * self.dims)[:, -1],
-                np.arange(start, start + count) // self.draws_per_slice % 2,
+                spread_points(
+                    *(columns.spread, self.sampling, seed, start, dims),
+                    *(self.draws_per_slice, self.points_per_draw),
+                ),
+                draw_words(seed, start, count, 2 * self.dims)[:, -1:]
+                + np.arange(self.points_per_draw, dtype=np.uint64) * _APART,
+                np.arange(start, start + count) // self.draws_per_slice,
             )
 
     def _cover_here(self, columns: Columns, draws: "_Draws") -> tuple[np.ndarray, "_Cover"]:
         """The row of this shard that would cover, -1 for none, and the message about it."""
         index, count = columns.index, len(draws.dims)
         rows, keys = np.full(count, -1), np.full(count, _NO_KEY)
-        places = np.zeros(draws.points.shape)
+        places = np.zeros(draws.dims.shape)
         if self.cover == "random":
-            lottery(index.uid, draws.words, rows, keys)
+            lottery(index.uid, draws.words[:, 0].copy(), rows, keys)
             places = index.value[draws.dims, rows[:, None]].astype(np.float64)
         else:
-            nearest_here(index, draws.dims, draws.points, rows, keys, places)
+            nearest_here(index, draws.dims, draws.points[:, 0].copy(), rows, keys, places)
         uid = np.where(rows[:, None] >= 0, index.uid[rows], _NO_KEY)
         return rows, _Cover(keys, uid, places)
 

@@ -1,0 +1,115 @@
+"""Plans that cannot fit are refused, with the arithmetic and what to change."""
+
+from collections.abc import Sequence
+
+from coreset_ray.core.costs import (
+    COLUMN_SHARE,
+    NodeNeed,
+    Nodes,
+    Spreading,
+    choose_spreading,
+    columns_total,
+    node_needs,
+)
+
+_UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
+
+
+def in_bytes(count: float) -> str:
+    """1234567 → '1.2 MB'."""
+    size, unit = float(count), 0
+    while size >= 999.5 and unit < len(_UNITS) - 1:
+        size, unit = size / 1000, unit + 1
+    return f"{size:.0f} B" if unit == 0 else f"{size:.{1 if size < 99.95 else 0}f} {_UNITS[unit]}"
+
+
+def check_memory(
+    n: int, m: int, channels: int, spreading: Spreading, nodes: Nodes, base: int
+) -> list[NodeNeed]:
+    """What each node needs while drawing; `ValueError` with the arithmetic and remedies where
+    one has less. base: bytes of a process before it holds anything of the pool."""
+    needs = node_needs(n, m, channels, spreading, nodes, base)
+    short = next((need for need in needs if need.total > need.memory), None)
+    if short is None:
+        return needs
+    one = columns_total(n, m, spreading.row_shards)
+    raise ValueError(
+        f"the plan does not fit: a node has {in_bytes(short.memory)} of memory for it, and scoring "
+        f"{n:,} images of {m:,} dimensions in {spreading.workers} workers × {spreading.row_shards} "
+        f"row shards needs {in_bytes(short.total)} there: columns {short.shards} × {in_bytes(one)} "
+        f"(5 bytes a value, 16 a row, and a sample) + {short.processes} processes × "
+        f"{in_bytes(short.each)}. "
+        + "; or ".join(_remedies(n, m, channels, spreading, nodes, base, short))
+    )
+
+
+def _remedies(
+    n: int,
+    m: int,
+    channels: int,
+    spreading: Spreading,
+    nodes: Nodes,
+    base: int,
+    short: NodeNeed,
+) -> list[str]:
+    """What would make it fit, as far as it can be told."""
+    found = []
+    better = choose_spreading(n, m, nodes)
+    if better != spreading and _fits(node_needs(n, m, channels, better, nodes, base)):
+        found.append(
+            f"set compute.row_shards={better.row_shards} and compute.score_workers={better.workers}"
+        )
+    elif workers := _fewer_workers(n, m, channels, spreading, nodes, base):
+        found.append(f"set compute.score_workers={workers}")
+    cpus, memory = max(nodes, key=lambda node: node[1])
+    for count in range(len(nodes) + 1, 1025):
+        more = [(cpus, memory)] * count
+        wider = choose_spreading(n, m, more)
+        if _fits(node_needs(n, m, channels, wider, more, base)):
+            found.append(f"use {count} nodes of {cpus:g} CPUs and {in_bytes(memory)} each")
+            break
+    room = min(COLUMN_SHARE * short.memory, short.memory - short.processes * short.each)
+    dims = int(m * room / max(1, short.columns))
+    if 0 < dims < m:
+        found.append(f"use encoders of at most {dims:,} dimensions in all (embed.encoders)")
+    found.append(f"use nodes of at least {in_bytes(short.total)} of memory")
+    return found
+
+
+def _fewer_workers(
+    n: int, m: int, channels: int, spreading: Spreading, nodes: Nodes, base: int
+) -> int | None:
+    for workers in range(spreading.workers - 1, 0, -1):
+        fewer = Spreading(workers, spreading.row_shards)
+        if _fits(node_needs(n, m, channels, fewer, nodes, base)):
+            return workers
+    return None
+
+
+def _fits(needs: Sequence[NodeNeed]) -> bool:
+    return all(need.total <= need.memory for need in needs)
+
+
+def check_disk(place: str, free: int, needs: dict[str, int], remedies: Sequence[str]) -> None:
+    """`ValueError` with the sum where what is to be written at a place exceeds what is free."""
+    total = sum(needs.values())
+    if total <= free:
+        return
+    listed = " + ".join(f"{name} {in_bytes(size)}" for name, size in needs.items() if size)
+    raise ValueError(
+        f"the plan does not fit: {in_bytes(free)} are free at {place}, and {in_bytes(total)} would "
+        f"be written there: {listed}. {'; or '.join(remedies)}"
+    )
+
+
+def check_encoders(count: int, each: int, nodes: Nodes) -> None:
+    """`ValueError` where the nodes together cannot hold so many encoder processes of such a
+    size."""
+    room = sum(int(memory // max(1, each)) for _, memory in nodes)
+    if count > room:
+        listed = ", ".join(in_bytes(memory) for _, memory in nodes)
+        raise ValueError(
+            f"the plan does not fit: {count} encoder processes of {in_bytes(each)} each, and nodes "
+            f"of {listed} hold {room}. Set compute.encoders={max(1, room)}; or use nodes with more "
+            "memory, or smaller encoders"
+        )

@@ -1,0 +1,214 @@
+"""What a plan foretells: bytes against real files, layouts against clusters, refusals, the text."""
+
+import logging
+import shutil
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+from pools import digits_pool, write_config
+
+from coreset_ray import cli
+from coreset_ray.config import load
+from coreset_ray.core import costs, limits
+from coreset_ray.core.costs import Spreading, choose_spreading
+from coreset_ray.core.forecast import fit
+from coreset_ray.core.plan_text import in_time
+from pipelines import embed, plan, score, select_coreset
+from pipelines.inputs import key_of, pool_table
+from pipelines.score import ledger_of
+
+GB = 10**9
+
+
+def files_below(folder) -> dict[Path, int]:
+    return {p: p.stat().st_size for p in Path(folder).rglob("*") if p.is_file()}
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_before():
+    """The command line sets up logging for its process, which here is the tests'."""
+    before = logging.root.handlers[:], logging.root.level
+    yield
+    logging.root.handlers[:], logging.root.level = before
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory, ray_local):
+    """A configuration of a pool of 240 digits, its plan before anything ran, and what lay in the
+    workspace then."""
+    folder = tmp_path_factory.mktemp("plan")
+    train, _ = digits_pool(folder, shards=2, each=120)
+    config = load(write_config(folder, train))
+    return config, plan.run(config), files_below(config.workspace)
+
+
+@pytest.fixture(scope="module")
+def scored(pool):
+    """The same pool planned when embedded, then scored and selected."""
+    config, *_ = pool
+    embed.run(config)
+    before = files_below(config.workspace)
+    told = plan.run(config)
+    after = files_below(config.workspace)
+    score.run(config)
+    select_coreset.run(config)
+    return config, told, before, after
+
+
+@pytest.mark.slow
+def test_a_pool_that_is_not_embedded_is_estimated(pool):
+    _, told, _ = pool
+    assert not told["pool"]["exact"] and told["pool"]["rows"] == pytest.approx(240, rel=0.1)
+    assert "an estimate" in told["report"]
+    assert told["measured"]["encoding"]["width"] == told["pool"]["dims"] == 64
+    assert told["stages"]["embed"]["seconds"] > 0 and told["draws_per_second"] > 0
+
+
+def test_an_embedded_pool_is_counted(scored):
+    _, told, _, _ = scored
+    assert told["pool"]["exact"] and told["pool"]["rows"] == 240
+    assert told["stages"]["embed"]["note"] == "finished"
+    assert told["stages"]["evaluate"]["seconds"] is None
+    assert told["measured"]["encoding"] is None and "as embedded" in told["report"]
+
+
+def test_nothing_is_written_into_the_workspace(pool, scored):
+    assert pool[2] == {}
+    _, _, before, after = scored
+    assert before == after
+
+
+def test_columns_take_the_bytes_foretold(scored):
+    config, told, _, _ = scored
+    snapshot = pool_table(config).snapshot()
+    folder = Path(config.workspace, "layouts", key_of(snapshot), "0-of-1")
+    assert told["layout"]["folder"] == str(folder.parent) and not told["layout"]["laid_out"]
+    found = {name: (folder / f"{name}.npy").stat().st_size for name in told["layout"]["files"]}
+    assert found == told["layout"]["files"] and told["layout"]["bytes"] == sum(found.values())
+
+
+def test_files_take_about_the_bytes_foretold(scored):
+    config, told, _, _ = scored
+    work = Path(config.workspace)
+
+    def size(pattern: str) -> int:
+        return sum(p.stat().st_size for p in work.glob(pattern))
+
+    rows, dims = told["pool"]["rows"], told["pool"]["dims"]
+    table = costs.embedding_bytes(rows, dims, "float32", 2)
+    assert table == pytest.approx(size("embeddings/*/parts/*.parquet"), rel=0.2)
+    assert costs.score_bytes(rows, 2) == pytest.approx(size("scores/*/*.parquet"), rel=0.2)
+    assert costs.manifest_bytes(48) == pytest.approx(size("selections/*/*.parquet"), rel=0.2)
+    records = ledger_of(config, pool_table(config).snapshot()).usable(3000)
+    sums = sum(size(f"sums/*/{file.name}") for record in records for file in record.files)
+    assert sums == costs.sum_bytes(rows, 2) * len(records)
+
+
+@pytest.mark.slow
+def test_what_was_drawn_and_laid_out_is_used(scored):
+    config, *_ = scored
+    more = plan.run(config.replace("score", params={"draws": 5000, "neighbors": 20}))
+    assert more["measured"]["drawing"]["cost"]["real"], "the columns that lie there are used"
+    assert more["stages"]["score"]["note"].startswith("2,000 draws")
+
+
+@pytest.mark.slow
+def test_a_method_without_draws_has_no_layout(scored):
+    config, *_ = scored
+    told = plan.run(config.replace("score", method="random", params={}))
+    assert told["layout"] is None and told["stages"]["score"]["seconds"] > 0
+
+
+@pytest.mark.slow
+def test_row_shards_are_calibrated_too(scored):
+    config, *_ = scored
+    told = plan.run(config.replace("score", seed=9).replace("compute", row_shards=2))
+    assert (told["layout"]["workers"], told["layout"]["row_shards"]) == (1, 2)
+    assert told["draws_per_second"] > 0
+
+
+def test_a_pool_that_a_node_holds_stays_whole():
+    assert choose_spreading(1_000_000, 1280, [(8, 32 * GB)]) == Spreading(8, 1)
+    assert choose_spreading(240, 64, [(2, 8 * GB), (2, 8 * GB)]) == Spreading(4, 1)
+    assert choose_spreading(240, 64, [(0.5, GB)]) == Spreading(1, 1)
+    assert choose_spreading(240, 64, [(2, GB)], workers=5) == Spreading(5, 1)
+
+
+def test_a_pool_that_no_node_holds_is_split():
+    nodes = [(4, 16 * GB)] * 4
+    chosen = choose_spreading(3_000_000, 1280, nodes)
+    assert chosen.row_shards > 1 and chosen.workers == 16 // chosen.row_shards
+    held = costs.node_needs(3_000_000, 1280, 2, chosen, nodes, 0)
+    assert all(need.columns <= 0.6 * need.memory for need in held)
+    fewer = Spreading(chosen.workers, chosen.row_shards - 1)
+    assert costs.node_needs(3_000_000, 1280, 2, fewer, nodes, 0)[0].columns > 0.6 * 16 * GB
+    assert choose_spreading(3_000_000, 1280, nodes, row_shards=1) == Spreading(16, 1)
+    assert choose_spreading(3_000_000, 1280, nodes, 1, 3) == Spreading(1, 3)
+
+
+@pytest.mark.parametrize(
+    ("spreading", "nodes", "says"),
+    [
+        (Spreading(16, 1), [(4, 16 * GB)] * 4, "set compute.row_shards="),
+        (Spreading(4, 1), [(4, 16 * GB)], r"use \d+ nodes of 4 CPUs"),
+        (Spreading(4, 1), [(4, 16 * GB)], r"at most \d+ dimensions"),
+        (Spreading(4, 1), [(4, 16 * GB)], r"columns 1 × 19\.\d GB"),
+    ],
+)
+def test_too_little_memory_is_refused_with_a_remedy(spreading, nodes, says):
+    with pytest.raises(ValueError, match=says):
+        limits.check_memory(3_000_000, 1280, 2, spreading, nodes, GB // 4)
+
+
+def test_remedies_for_memory_are_enough():
+    nodes = [(4, 16 * GB)] * 4
+    chosen = choose_spreading(3_000_000, 1280, nodes)
+    limits.check_memory(3_000_000, 1280, 2, chosen, nodes, GB // 4)
+
+
+def test_too_many_encoders_are_refused():
+    with pytest.raises(ValueError, match=r"compute\.encoders=3"):
+        limits.check_encoders(4, 5 * GB, [(8, 16 * GB)])
+
+
+def test_a_full_disk_is_refused(scored, monkeypatch):
+    config, *_ = scored
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(GB, GB, 1000))
+    with pytest.raises(ValueError, match=r"1\.0 kB are free at .*: .*sums .*"):
+        plan.run(config.replace("score", seed=4))
+
+
+def test_a_refusal_ends_with_status_2(scored, monkeypatch, capsys):
+    config, *_ = scored
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(GB, GB, 1000))
+    with pytest.raises(SystemExit) as exit:
+        cli.main(["plan", str(Path(config.workspace).parent / "config.yaml"), "score.seed=4"])
+    said = capsys.readouterr().err
+    assert exit.value.code == 2 and "1.0 kB are free" in said and "Free space there" in said
+
+
+def test_the_command_prints_a_table(scored, capsys):
+    config, *_ = scored
+    cli.main(["plan", str(Path(config.workspace).parent / "config.yaml")])
+    said = capsys.readouterr().out
+    assert "| stage | reads | writes | wall time |" in said and "| evaluate |" in said
+    assert said.count("| finished |") == 3, "embedded, scored and selected"
+    assert "Pool: 2 shards" in said and "2 workers × 1 row shard;" in said
+
+
+def test_a_line_through_two_trials():
+    assert fit([(100, 3.0), (300, 5.0)]) == pytest.approx((2.0, 0.01))
+    assert fit([(100, 3.0), (300, 3.0)]) == pytest.approx((0.0, 0.01))
+    assert fit([(100, 3.0)]) == pytest.approx((0.0, 0.03))
+
+
+def test_sizes_and_times_are_readable():
+    assert [limits.in_bytes(b) for b in (0, 999, 1500, 12.3e9)] == [
+        *("0 B", "999 B", "1.5 kB", "12.3 GB")
+    ]
+    assert [in_time(s) for s in (0.2, 42, 150, 7500)] == [
+        *("0.2 s", "42 s", "2 min 30 s", "2 h 5 min")
+    ]
