@@ -1,12 +1,19 @@
 """One small local Ray for the whole session, and small pools to run on."""
 
+import hashlib
 import os
+from pathlib import Path
 
 import pytest
 
 # Set before Ray starts: the workers import the checkout, wherever a test changes directory to.
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [ROOT, os.environ.get("PYTHONPATH")]))
+
+# Compiled code is kept by file, and a file that calls another's is not compiled anew when that one
+# changes: a cache of its own for each state of the sources.
+_CORE = b"".join(p.read_bytes() for p in sorted(Path(ROOT, "coreset_ray", "core").glob("*.py")))
+os.environ["NUMBA_CACHE_DIR"] = f"{ROOT}/.numba_cache/{hashlib.sha256(_CORE).hexdigest()[:12]}"
 
 
 @pytest.fixture(scope="session")
