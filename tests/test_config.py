@@ -467,6 +467,7 @@ def test_compute_changes_no_embedding_fingerprint() -> None:
     name = pool_table(config).stage.name
     other = {"device": "cuda", "batch_size": 7, "encoders": 3, "encoder_gpus": 0.5}
     other |= {"score_workers": 5, "train_workers": 2, "loader_workers": 1, "address": "auto"}
+    other |= {"row_shards": 3, "scratch": "/elsewhere"}
     assert set(other) == set(ComputeConfig.model_fields)
     changed = config.replace("compute", **other)
     assert changed != config and pool_table(changed).stage.name == name
