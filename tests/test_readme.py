@@ -68,8 +68,10 @@ def test_the_demo_ends_as_shown(tmp_path):
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     steps = [
         ["shards", "digits", "runs/demo/shards", "--per-shard", "200"],
-        ["run", "configs/demo.yaml", "score.params.draws=500", "evaluate.seeds=[0, 1]"]
-        + ["evaluate.reselect=false"],
+        [
+            *("run", "configs/demo.yaml", "score.params.draws=500"),
+            *("evaluate.seeds=[0, 1]", "evaluate.reselect=false"),
+        ],
     ]
     for words in steps:
         outcome = subprocess.run(
