@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from coreset_ray.core.columns import Columns, in_sample, index_columns, spread_of
+from coreset_ray.core.columns import Columns, spread_of, whole_columns
+from coreset_ray.core.pool import pool_of
 from coreset_ray.core.run import empty_total
 from coreset_ray.core.slices import draw_points, draw_slices
 from coreset_ray.io.filesystem import locate
@@ -64,12 +65,11 @@ def main() -> None:
 
 def laid_out(value: np.ndarray) -> Columns:
     """value: (m, n). Prints what each part of the index costs."""
-    uid = np.stack([np.zeros(value.shape[1]), np.arange(value.shape[1])], axis=1).astype(np.uint64)
+    uid = pool_of(value[:1].T).uid
     start = time.perf_counter()
     spread = spread_of(value)
     middle = time.perf_counter()
-    sample = np.ascontiguousarray(value[:, in_sample(uid, len(uid))])
-    columns = index_columns(value, uid, spread, sample, len(uid))
+    columns = whole_columns(value, uid, spread)
     end = time.perf_counter()
     print(f"median, minimum, maximum {middle - start:.2f} s; codes and sample {end - middle:.2f} s")
     return columns

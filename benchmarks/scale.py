@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import psutil
-import pyarrow as pa
 import ray
 from blindcs import laid_out, seconds
 from embedding import anonymous_bytes
@@ -23,9 +22,10 @@ from embedding import anonymous_bytes
 from coreset_ray.core.run import empty_total
 from coreset_ray.distributed.choose import choose_top
 from coreset_ray.distributed.score import Layout, score_draws
+from coreset_ray.distributed.trial import write_rows
 from coreset_ray.io.filesystem import locate
 from coreset_ray.io.ledger import Ledger
-from coreset_ray.io.tables import PartedTable, embedding_schema, uid_of, write_table
+from coreset_ray.io.tables import PartedTable
 from coreset_ray.scores.blindcs import BlindCS
 
 _PART = 50_000  # rows
@@ -113,21 +113,13 @@ def run_capped(options: argparse.Namespace) -> None:
 def made(folder: Path, rows: int, dims: int) -> tuple[PartedTable, dict[str, int]]:
     """A table of gamma numbers, in parts."""
     table, parts = PartedTable(locate(folder)), {}
-    schema = embedding_schema(dims, "float32")
     for i in range(-(-rows // _PART)):
         count = min(_PART, rows - i * _PART)
         parts[f"p{i:05}"] = count
         if table.part(f"p{i:05}").exists():
             continue
         numbers = np.random.default_rng(i).standard_gamma(2.0, (count, dims), np.float32)
-        keys = [str(j) for j in range(count)]
-        one = pa.array(np.ones(count, np.int32))
-        columns = [
-            *(pa.array([uid_of(str(i), key) for key in keys]), pa.array([str(i)] * count)),
-            *(pa.array(keys), pa.array([""] * count), one, one),
-            pa.FixedSizeListArray.from_arrays(pa.array(numbers.ravel()), dims),
-        ]
-        write_table(table.part(f"p{i:05}"), pa.Table.from_arrays(columns, schema=schema))
+        write_rows(table, f"p{i:05}", numbers)
     return table, parts
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from blindcs import embedding
 
-from coreset_ray.core.columns import Columns, columns_of, in_sample, index_columns, spread_of
+from coreset_ray.core.columns import Columns, columns_of
 from coreset_ray.core.pool import pool_of
 from coreset_ray.core.run import empty_total
 from coreset_ray.scores.blindcs import BlindCS
@@ -88,10 +88,7 @@ def whole_slices(method: BlindCS, draws: int) -> int:
 def pool(table: Path) -> Columns:
     if table.suffix != ".npy":
         return columns_of(pool_of(embedding(table)))
-    value = np.load(table)
-    uid = np.stack([np.zeros(value.shape[1]), np.arange(value.shape[1])], axis=1).astype(np.uint64)
-    sample = np.ascontiguousarray(value[:, in_sample(uid, len(uid))])
-    return index_columns(value, uid, spread_of(value), sample, len(uid))
+    return columns_of(pool_of(np.load(table).T))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import logging
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from coreset_ray.config import Config
@@ -12,10 +13,11 @@ from coreset_ray.core.method import Sampled
 from coreset_ray.core.selection import resolve_budget
 from coreset_ray.distributed.calibrate import Calibration, free_bytes, free_here
 from coreset_ray.distributed.calibrate_pool import Reading, probe_encoders, read_some
+from coreset_ray.distributed.choose import processes_for
 from coreset_ray.distributed.embed import plan_embedding
 from coreset_ray.distributed.score import Layout
 from coreset_ray.distributed.session import Cluster, choose_device, cluster, session
-from coreset_ray.io.filesystem import locate
+from coreset_ray.io.layout import is_finished
 from coreset_ray.io.tables import Commit
 from coreset_ray.io.workspace import Workspace
 from coreset_ray.models.spec import absolute
@@ -28,8 +30,8 @@ _log = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class _State:
     """What the workspace holds already. commits: of embedded shards; snapshot: None while some
-    are missing; table_bytes: of the embedding table; laid_out: its columns lie on this machine;
-    left: draws still to be made."""
+    are missing; table_bytes: of the embedding table; left: draws still to be made; finished: names
+    of stages."""
 
     commits: dict[str, Commit]
     snapshot: dict[str, Any] | None
@@ -168,9 +170,8 @@ def _memory(
 
 def _laid_out(layout: Layout) -> bool:
     """Whether this machine has the columns already."""
-    shards = locate(layout.scratch)
-    folders = [shards / f"{i}-of-{layout.row_shards}" for i in range(layout.row_shards)]
-    return all((folder / "layout.json").exists() for folder in folders)
+    count = layout.row_shards
+    return all(is_finished(Path(layout.scratch, f"{i}-of-{count}")) for i in range(count))
 
 
 def _check_disk(config: Config, pool: PoolSize, state: _State, layout: Layout | None) -> None:
@@ -229,7 +230,7 @@ def _stages(
         )
     else:
         scoring = forecast.rows_stage(pool, table, on.cpus, rows)
-    processes = max(1, min(int(on.cpus), pool.shards // 8))
+    processes = processes_for(pool.shards, on.cpus)
     stages = [
         forecast.embed_stage(pool, encoding, config.embed.dtype),
         scoring,

@@ -9,10 +9,10 @@ from coreset_ray import catalog
 from coreset_ray.core.method import Sampled
 from coreset_ray.distributed.choose import choose_top
 from coreset_ray.distributed.replay import examine, replay
-from coreset_ray.distributed.score import row_shards
 from coreset_ray.distributed.session import session
 from coreset_ray.io.filesystem import Location, locate
 from coreset_ray.io.ledger import Chunk, Ledger, missing
+from coreset_ray.io.row_files import row_shards
 from coreset_ray.io.tables import PartedTable, read_table
 from coreset_ray.io.workspace import Workspace
 from pipelines.score import layout_for
@@ -71,7 +71,8 @@ def _check_draws(
     ):
         raise Mismatch(f"{scores.uri}: the recorded chunks are not {record['draws']} draws")
     table = PartedTable(workspace.root / "embeddings" / record["table"])
-    shards = row_shards(record["parts"], layout_for(workspace, record["snapshot"]))
+    layout = layout_for(workspace, record["snapshot"])
+    shards = row_shards(record["parts"], layout.row_shards, layout.scratch)
     ledger = Ledger(workspace.root / "sums" / record["sums"])
     kept = ledger.usable(record["draws"])
     if sum(r.draws for r in kept) != record["draws"]:

@@ -1,6 +1,7 @@
 """One small local Ray for the whole session, and small pools to run on."""
 
 import hashlib
+import logging
 import os
 from pathlib import Path
 
@@ -30,3 +31,11 @@ def ray_local():
     )
     yield
     ray.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_before():
+    """The command line sets up logging for its process, which here is the tests'."""
+    before = logging.root.handlers[:], logging.root.level
+    yield
+    logging.root.handlers[:], logging.root.level = before

@@ -4,14 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import timm
 import torch
 import yaml
 
+from coreset_ray.distributed.trial import write_rows
 from coreset_ray.io.filesystem import locate
 from coreset_ray.io.sources import digits_samples, write_shards
-from coreset_ray.io.tables import PartedTable, embedding_schema, uid_of, write_table
+from coreset_ray.io.tables import PartedTable
 
 ENCODER = "timm:test_vit"
 
@@ -55,22 +55,6 @@ def table_of(folder: Path, embedding: np.ndarray, parts: int) -> tuple[PartedTab
     """An embedding table of these rows in so many parts, and the rows of each part."""
     table, rows = PartedTable(locate(str(folder))), {}
     for i, block in enumerate(np.array_split(embedding.astype(np.float32), parts)):
-        keys = [f"{i}-{j}" for j in range(len(block))]
-        schema = embedding_schema(block.shape[1], "float32")
-        flat = pa.array(block.ravel(), pa.float32())
-        write_table(
-            table.part(f"p{i}"),
-            pa.Table.from_arrays(
-                [
-                    pa.array([uid_of(f"{i}.tar", key) for key in keys]),
-                    pa.array([f"{i}.tar"] * len(keys)),
-                    pa.array(keys),
-                    pa.array([""] * len(keys)),
-                    *[pa.array([1] * len(keys), pa.int32())] * 2,
-                    pa.FixedSizeListArray.from_arrays(flat, block.shape[1]),
-                ],
-                schema=schema,
-            ),
-        )
+        write_rows(table, f"p{i}", block)
         rows[f"p{i}"] = len(block)
     return table, rows

@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from matrices import M, duplicates, gaussian, grid, relu
 
 from coreset_ray.core import draws
 from coreset_ray.core.batched import Resident, cover_and_penalise, resident, whole_exponent
@@ -19,33 +20,15 @@ EXPONENTS = (0.0, 1.0, 4.0, 2.5)
 DRAWS = 24
 
 
-def gaussian(n: int, rng: np.random.Generator) -> np.ndarray:
-    return rng.normal(size=(n, 12))
-
-
-def relu(n: int, rng: np.random.Generator) -> np.ndarray:
-    return np.maximum(rng.normal(size=(n, 12)), 0)
-
-
-def duplicates(n: int, rng: np.random.Generator) -> np.ndarray:
-    """Half the rows repeat a few of the others."""
-    base = rng.normal(size=(max(2, n // 2), 12))
-    return np.concatenate([base, base[rng.integers(0, max(1, len(base) // 3), n - len(base))]])
-
-
-def grid(n: int, rng: np.random.Generator) -> np.ndarray:
-    return rng.integers(0, 4, (n, 12)).astype(float)
-
-
-def outliers(n: int, rng: np.random.Generator) -> np.ndarray:
+def denormals(n: int, rng: np.random.Generator) -> np.ndarray:
     """Dimensions of very different width, each with a few rows far from all others, down to
     distances that only a denormal number can hold."""
-    z = rng.standard_t(1.1, (n, 12)) * 10.0 ** rng.integers(-6, 7, 12)
-    z = np.where(rng.random((n, 12)) < 0.3, rng.integers(0, 99, (n, 12)) * 1e-44, z)
+    z = rng.standard_t(1.1, (n, M)) * 10.0 ** rng.integers(-6, 7, M)
+    z = np.where(rng.random((n, M)) < 0.3, rng.integers(0, 99, (n, M)) * 1e-44, z)
     return z.astype(np.float32).astype(float)
 
 
-POOLS = (gaussian, relu, duplicates, grid, outliers)
+POOLS = (gaussian, relu, duplicates, grid, denormals)
 
 
 def pool(make, n: int) -> Index:

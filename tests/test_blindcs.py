@@ -9,37 +9,19 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matrices import duplicates, gaussian, grid, in_shards, outliers, relu, tally
 from scipy import stats
 
 import coreset_ray
 from coreset_ray.core import batched
-from coreset_ray.core.columns import Columns, columns_of, index_columns
+from coreset_ray.core.columns import Columns, columns_of
 from coreset_ray.core.pool import Pool, pool_of
 from coreset_ray.core.random import draw_words, uid_uniform, unit_interval
-from coreset_ray.core.run import empty_total, score_columns, tally_shards
+from coreset_ray.core.run import score_columns, tally_shards
 from coreset_ray.core.slices import draw_points, draw_slices
 from coreset_ray.scores.blindcs import BlindCS
 
 UNIT = 2**32
-
-
-def gaussian(n: int, rng: np.random.Generator) -> np.ndarray:
-    return rng.normal(size=(n, 40))
-
-
-def relu(n: int, rng: np.random.Generator) -> np.ndarray:
-    return np.maximum(rng.normal(size=(n, 40)), 0)
-
-
-def duplicates(n: int, rng: np.random.Generator) -> np.ndarray:
-    """Half the rows repeat a few of the others; the rest occur once."""
-    base = rng.normal(size=(max(2, n // 2), 40))
-    again = rng.integers(0, max(1, len(base) // 3), n - len(base))
-    return np.concatenate([base, base[again]])
-
-
-def grid(n: int, rng: np.random.Generator) -> np.ndarray:
-    return rng.integers(0, 4, (n, 40)).astype(float)
 
 
 def l1(point: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -56,12 +38,6 @@ def draws_of(
     spread, per_slice = columns.spread, method.draws_per_slice
     dims = draw_slices(spread, seed, first, count, method.dims, per_slice)
     return dims, draw_points(spread, method.sampling, seed, first, dims)
-
-
-def tally(method: BlindCS, columns: Columns, seed: int, first: int, last: int) -> np.ndarray:
-    total = empty_total(method, columns)
-    method.tally(columns, seed, first, last, total)
-    return total
 
 
 def oracle(z: np.ndarray, method: BlindCS, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -109,12 +85,6 @@ def test_equals_the_equations(make, n: int) -> None:
     assert n < 50 or len(seen) > 10  # the settings did change the answer
 
 
-def outliers(n: int, rng: np.random.Generator) -> np.ndarray:
-    """Dimensions of very different width, each with a few rows far from all others."""
-    z = rng.standard_t(1.1, (n, 40)) * 10.0 ** rng.integers(-6, 7, 40)
-    return np.where(rng.random((n, 40)) < 0.3, 0.0, z).astype(np.float32).astype(float)
-
-
 @pytest.mark.parametrize("make", [gaussian, relu, duplicates, grid, outliers])
 def test_what_is_left_out_of_a_search_never_matters(make) -> None:
     """A pool larger than the sample that guesses a radius, where most rows are never looked at."""
@@ -135,13 +105,7 @@ def test_shards_and_the_sample_change_nothing(make, sample: int) -> None:
     columns = columns_of(pool_of(make(400, rng).astype(np.float32)))
     index = columns.index
     rough = np.ascontiguousarray(index.sample[:, rng.permutation(400)[:sample]])
-    ends = list(itertools.pairwise([0, 1, 70, 320, 400]))
-    shards = [
-        index_columns(
-            np.ascontiguousarray(index.value[:, a:b]), index.uid[a:b], columns.spread, rough, 400
-        )
-        for a, b in ends
-    ]
+    shards = in_shards(columns, [1, 70, 320], rough)
     for settings_ in (
         {"dims": 2},
         {"dims": 1},

@@ -1,61 +1,30 @@
 """Draws by an index of the slice, and many points a draw: the same sums, the same expectation."""
 
 import itertools
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
+from matrices import M, Make, duplicates, gaussian, grid, in_shards, outliers, relu, tally
 from scipy import stats
 
 from coreset_ray.core.cells import cover_and_penalise_slices
 from coreset_ray.core.columns import Columns, columns_of, index_columns
 from coreset_ray.core.draws import cover_and_penalise
 from coreset_ray.core.pool import Pool, pool_of
-from coreset_ray.core.run import empty_total, tally_shards
+from coreset_ray.core.run import tally_shards
 from coreset_ray.core.slices import draw_points, draw_slices, spread_points
 from coreset_ray.scores.blindcs import BlindCS
 
 UNIT = 2**32
-Make = Callable[[int, np.random.Generator], np.ndarray]
-
-
-def gaussian(n: int, rng: np.random.Generator) -> np.ndarray:
-    return rng.normal(size=(n, 6))
-
-
-def relu(n: int, rng: np.random.Generator) -> np.ndarray:
-    return np.maximum(rng.normal(size=(n, 6)), 0)
-
-
-def duplicates(n: int, rng: np.random.Generator) -> np.ndarray:
-    base = rng.normal(size=(max(2, n // 2), 6))
-    return np.concatenate([base, base[rng.integers(0, max(1, len(base) // 3), n - len(base))]])
-
-
-def grid(n: int, rng: np.random.Generator) -> np.ndarray:
-    z = rng.integers(0, 4, (n, 6)).astype(float)
-    return np.where(z == 0, rng.choice([0.0, -0.0], (n, 6)), z)
-
-
-def heavy(n: int, rng: np.random.Generator) -> np.ndarray:
-    """Dimensions of very different width, many zeros, a few rows far from all others."""
-    z = rng.standard_t(1.1, (n, 6)) * 10.0 ** rng.integers(-6, 7, 6)
-    return np.where(rng.random((n, 6)) < 0.3, 0.0, z)
 
 
 def far_off(n: int, rng: np.random.Generator) -> np.ndarray:
     """Differences close to the last digit of float32."""
-    return 1e4 + 0.01 * rng.normal(size=(n, 6))
+    return 1e4 + 0.01 * rng.normal(size=(n, M))
 
 
-MAKES = [gaussian, relu, duplicates, grid, heavy, far_off]
-
-
-def tally(method: BlindCS, columns: Columns, seed: int, first: int, last: int) -> np.ndarray:
-    total = empty_total(method, columns)
-    method.tally(columns, seed, first, last, total)
-    return total
+MAKES = [gaussian, relu, duplicates, grid, outliers, far_off]
 
 
 def slices_of(
@@ -163,14 +132,7 @@ SETTINGS = [
 def test_neither_chunks_nor_shards_matter(settings: dict) -> None:
     rng = np.random.default_rng(2)
     columns = columns_of(pool_of(relu(400, rng).astype(np.float32)))
-    index, ends = columns.index, list(itertools.pairwise([0, 1, 70, 320, 400]))
-    shards = [
-        index_columns(
-            *(np.ascontiguousarray(index.value[:, a:b]), index.uid[a:b], columns.spread),
-            *(index.sample, 400),
-        )
-        for a, b in ends
-    ]
+    shards = in_shards(columns, [1, 70, 320])
     given: dict[str, Any] = {"neighbors": 30} | settings
     method = BlindCS(**given)
     whole = tally(method, columns, 5, 0, 170)

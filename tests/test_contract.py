@@ -6,13 +6,14 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 import pytest
+from matrices import in_shards, tally
 
 import coreset_ray
 from coreset_ray import catalog
-from coreset_ray.core.columns import Columns, columns_of, index_columns
+from coreset_ray.core.columns import columns_of
 from coreset_ray.core.method import PerSample, Sampled, Scorer
 from coreset_ray.core.pool import Pool, uid_order
-from coreset_ray.core.run import empty_total, score_columns, select_rows, tally_shards
+from coreset_ray.core.run import score_columns, select_rows, tally_shards
 
 SMALL = {"draws": 200}  # hyper-parameters that cost time, where a method has them
 
@@ -42,12 +43,6 @@ def raw(method: Scorer, of: Pool, seed: int) -> np.ndarray:
         return method.score(of, seed)
     assert isinstance(method, Sampled), f"teach this test the shape of {method}"
     return method.columns(tally(method, columns_of(of), seed, 0, method.draws).sum(axis=0))["score"]
-
-
-def tally(method: Sampled, columns: Columns, seed: int, first: int, last: int) -> np.ndarray:
-    total = empty_total(method, columns)
-    method.tally(columns, seed, first, last, total)
-    return total
 
 
 def by_uid(of: Pool) -> Pool:
@@ -144,18 +139,6 @@ def test_split_of_the_work_does_not_matter(name: str) -> None:
     assert np.issubdtype(total.dtype, np.integer) and total.shape[-1] == 60
     pieces = [tally(method, columns, 7, a, b) for a, b in ends]
     np.testing.assert_array_equal(sum(pieces[::-1]), total)
-
-
-def in_shards(columns: Columns, cuts: list[int]) -> list[Columns]:
-    """The rows of a pool in consecutive shards."""
-    index, ends = columns.index, zip([0, *cuts], [*cuts, len(columns)], strict=True)
-    return [
-        index_columns(
-            *(np.ascontiguousarray(index.value[:, a:b]), index.uid[a:b]),
-            *(columns.spread, index.sample, index.rows),
-        )
-        for a, b in ends
-    ]
 
 
 @every_method

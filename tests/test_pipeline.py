@@ -1,7 +1,6 @@
 """The chain as a user runs it: the command line, its files, its errors and exit status."""
 
 import json
-import logging
 import os
 import subprocess
 import sys
@@ -22,14 +21,6 @@ def command(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess
     line = [sys.executable, "-m", "coreset_ray.cli", *map(str, words)]
     environment = {**os.environ, "RAY_ADDRESS": "local"}
     return subprocess.run(line, capture_output=True, text=True, cwd=cwd, env=environment)
-
-
-@pytest.fixture(autouse=True)
-def _logging_as_before():
-    """The command line sets up logging for its process, which here is the tests'."""
-    before = logging.root.handlers[:], logging.root.level
-    yield
-    logging.root.handlers[:], logging.root.level = before
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """What a plan foretells: bytes against real files, layouts against clusters, refusals, the text."""
 
-import logging
 import shutil
 from collections import namedtuple
 from pathlib import Path
@@ -23,14 +22,6 @@ GB = 10**9
 
 def files_below(folder) -> dict[Path, int]:
     return {p: p.stat().st_size for p in Path(folder).rglob("*") if p.is_file()}
-
-
-@pytest.fixture(autouse=True)
-def _logging_as_before():
-    """The command line sets up logging for its process, which here is the tests'."""
-    before = logging.root.handlers[:], logging.root.level
-    yield
-    logging.root.handlers[:], logging.root.level = before
 
 
 @pytest.fixture(scope="module")

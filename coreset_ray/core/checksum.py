@@ -3,6 +3,8 @@
 import numba
 import numpy as np
 
+from coreset_ray.core.random import GOLDEN, mix
+
 
 @numba.njit(nogil=True, cache=True)
 def checksum(uid, total):
@@ -15,16 +17,8 @@ def checksum(uid, total):
     result = np.uint64(0)
     for h in range(total.shape[0]):
         for c in range(total.shape[1]):
-            salt = np.uint64(0x9E3779B97F4A7C15) * np.uint64(1 + h * total.shape[1] + c)
+            salt = GOLDEN * np.uint64(1 + h * total.shape[1] + c)
             for i in range(total.shape[2]):
-                w = _mix(uid[i, 0] ^ _mix(uid[i, 1] ^ salt)) | np.uint64(1)
+                w = mix(uid[i, 0] ^ mix(uid[i, 1] ^ salt)) | np.uint64(1)
                 result += np.uint64(total[h, c, i]) * w
     return result
-
-
-@numba.njit(nogil=True, cache=True)
-def _mix(x):
-    """The finaliser of splitmix64 (Steele et al., 2014)."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))

@@ -7,9 +7,11 @@ import numpy as np
 
 from coreset_ray.core.lanes import LANES
 from coreset_ray.core.pool import Pool, check_finite
+from coreset_ray.core.random import row_words
 
 _LEVELS = 255  # of the one-byte codes
 _SAMPLE = 4096
+_SAMPLED = np.uint64(0)  # the word that choosing the sample starts from
 
 
 class Index(NamedTuple):
@@ -74,26 +76,48 @@ def columns_of(pool: Pool) -> Columns:
     embedding = pool["embedding"]
     check_finite(embedding)
     value = np.ascontiguousarray(embedding.T, np.float32)
-    spread = spread_of(value)
-    sample = np.ascontiguousarray(value[:, in_sample(pool.uid, len(pool))])
-    if sample.shape[1] == 0:
-        sample = value[:, :1].copy()
-    return index_columns(value, pool.uid, spread, sample, len(pool))
+    return whole_columns(value, pool.uid, spread_of(value))
+
+
+def whole_columns(value: np.ndarray, uid: np.ndarray, spread: Spread) -> Columns:
+    """All rows of a pool. value: (m, n) float32; uid: (n, 2) uint64."""
+    rows = value.shape[1]
+    return index_columns(value, uid, spread, sample_of(value, uid, rows), rows)
 
 
 def index_columns(
     value: np.ndarray, uid: np.ndarray, spread: Spread, sample: np.ndarray, rows: int
 ) -> Columns:
     """Adds the codes. value: (m, n) float32; sample: (m, s) float32 of the whole pool."""
+    code = np.zeros(code_shape(value), np.uint8)
+    fill_codes(value, spread, code)
+    return assemble(value, code, sample, uid, spread, rows)
+
+
+def assemble(
+    value: np.ndarray,
+    code: np.ndarray,
+    sample: np.ndarray,
+    uid: np.ndarray,
+    spread: Spread,
+    rows: int,
+) -> Columns:
+    """Columns of arrays that are there, none of which is written to from here on."""
+    read, low, grid = _read_only, np.ascontiguousarray(spread.low), grid_of(spread)
+    uid = np.ascontiguousarray(uid)
+    index = Index(read(value), read(code), read(sample), read(low), read(grid), read(uid), rows)
+    return Columns(index, spread)
+
+
+def code_shape(value: np.ndarray) -> tuple[int, int]:
+    """Rows are rounded up, so that a kernel may read whole vectors."""
+    return len(value), -(-value.shape[1] // LANES) * LANES
+
+
+def fill_codes(value: np.ndarray, spread: Spread, code: np.ndarray) -> None:
     grid = grid_of(spread)
-    code = np.zeros((len(value), -(-value.shape[1] // LANES) * LANES), np.uint8)
     for j, column in enumerate(value):
         code[j, : len(column)] = encode(column, spread.low[j], grid[j])
-    index = Index(
-        *(_read_only(value), _read_only(code), _read_only(sample)),
-        *(_read_only(spread.low), _read_only(grid), _read_only(np.ascontiguousarray(uid)), rows),
-    )
-    return Columns(index, spread)
 
 
 def grid_of(spread: Spread) -> np.ndarray:
@@ -134,16 +158,18 @@ def finish_spread(
     return Spread(low, mode, high, low + unit * first, unit * np.sqrt(np.array(var)))
 
 
-def in_sample(uid: np.ndarray, rows: int) -> np.ndarray:
-    """Which rows stand for a pool of so many when a radius is guessed, (n,) bool: those whose
-    scrambled uid lies below a threshold, a choice that no order or split of rows can bias. It
-    changes speed and never an answer."""
-    wanted = max(_SAMPLE, rows // 50)
-    if wanted >= rows:
-        return np.ones(len(uid), bool)
-    mixed = (uid[:, 0] * np.uint64(0x9E3779B97F4A7C15)) ^ uid[:, 1]
-    mixed = (mixed ^ (mixed >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
-    return mixed < np.uint64(wanted / rows * 2.0**64)
+def sample_size(rows: int) -> int:
+    """Rows that stand for a pool of so many when a radius is guessed, as many as are expected."""
+    return min(rows, max(_SAMPLE, rows // 50))
+
+
+def sample_of(value: np.ndarray, uid: np.ndarray, rows: int) -> np.ndarray:
+    """The rows here that stand for a pool of so many, (m, s): those whose scrambled uid lies below
+    a threshold, a choice that no order or split of rows can bias. It changes speed and never an
+    answer. value: (m, n); uid: (n, 2)."""
+    part = sample_size(rows) / rows
+    chosen = slice(None) if part == 1 else row_words(uid, _SAMPLED) < np.uint64(part * 2.0**64)
+    return np.ascontiguousarray(value[:, chosen])
 
 
 def extremes_of(value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

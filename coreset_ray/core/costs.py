@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from coreset_ray.core.columns import _SAMPLE as SAMPLE
+from coreset_ray.core.columns import sample_size
 from coreset_ray.core.lanes import LANES
 
 COLUMN_SHARE = 0.6  # of a node's memory for the columns that its processes share
@@ -53,11 +53,6 @@ class NodeNeed:
         return self.columns + self.processes * self.each
 
 
-def sample_rows(n: int) -> int:
-    """Rows that stand for the pool when a radius is guessed, as many as are expected."""
-    return min(n, max(SAMPLE, n // 50))
-
-
 def column_bytes(n: int, m: int, row_shards: int = 1) -> dict[str, int]:
     """Files of one row shard: value 4·n·m, code 1·n·m (rows rounded up to 64), uid 16·n, and the
     whole pool's sample 4·s·m. n: rows of the whole pool."""
@@ -65,7 +60,7 @@ def column_bytes(n: int, m: int, row_shards: int = 1) -> dict[str, int]:
     return {
         "value": 4 * rows * m + HEADER,
         "code": math.ceil(rows / LANES) * LANES * m + HEADER,
-        "sample": 4 * sample_rows(n) * m + HEADER,
+        "sample": 4 * sample_size(n) * m + HEADER,
         "uid": 16 * rows + HEADER,
     }
 

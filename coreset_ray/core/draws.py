@@ -10,6 +10,7 @@ import numba
 import numpy as np
 
 from coreset_ray.core.lanes import LANES, bits_set, fetch, lowest_bit, rows_near
+from coreset_ray.core.random import mix
 
 _FAR = 1e300  # beyond any distance of float32 values
 _SLACK = 1.001  # codes: for shifts cut short, and for rounding
@@ -47,18 +48,10 @@ def lottery(uid, words, winner, tickets):
     for t in range(len(words)):
         least = ~np.uint64(0)
         for i in range(len(uid)):
-            ticket = _scramble(uid[i, 0] ^ _scramble(uid[i, 1] ^ words[t]))
+            ticket = mix(uid[i, 0] ^ mix(uid[i, 1] ^ words[t]))
             if ticket <= least:
                 winner[t], least = i, ticket
         tickets[t] = least
-
-
-@numba.njit(nogil=True, cache=True)
-def _scramble(x):
-    """The finaliser of splitmix64 (Steele et al., 2014)."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
 
 
 @numba.njit(nogil=True, cache=True)

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from coreset_ray.core import costs
-
-COMMIT_SECONDS = 5.0  # between commits of a replica, or ten times what one takes
+from coreset_ray.core.pace import share_left
 
 
 @dataclass(frozen=True)
@@ -126,8 +125,7 @@ def embed_stage(pool: PoolSize, encoding: Encoding | None, dtype: str) -> Stage:
 def draw_rate(drawing: Drawing, n: int, channels: int, spreading: costs.Spreading,
               rows: RowCosts) -> float:  # fmt: skip
     """Draws a second of all workers, less the time that commits take."""
-    commit = costs.sum_bytes(n, channels) / spreading.row_shards / rows.save
-    kept = 1 - commit / (max(COMMIT_SECONDS, 10 * commit) + commit)
+    kept = share_left(commit_seconds(n, channels, rows, spreading.row_shards))
     return kept * spreading.workers / drawing.cost.seconds(n)
 
 
@@ -153,7 +151,7 @@ def score_stage(
     if drawing is not None and draws:
         seconds += drawing.start
         rate = draw_rate(drawing, n, channels, spreading, rows)
-        seconds += draws / rate + spreading.workers * sums_each(n, channels, rows, shards)
+        seconds += draws / rate + spreading.workers * commit_seconds(n, channels, rows, shards)
         note = f"{draws:,} draws at {rate:,.0f}/s"
     held = min(nodes, spreading.workers * shards)  # nodes that lay out a copy, at most
     reads = 0 if laid_out else table_bytes * (held if shards == 1 else 1)
@@ -161,7 +159,7 @@ def score_stage(
     return Stage("score", reads, copies + sums + scores, seconds, note)
 
 
-def sums_each(n: int, channels: int, rows: RowCosts, shards: int) -> float:
+def commit_seconds(n: int, channels: int, rows: RowCosts, shards: int) -> float:
     """Seconds of one commit."""
     return costs.sum_bytes(n, channels) / shards / rows.save
 

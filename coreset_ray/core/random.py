@@ -4,8 +4,10 @@ No generator is carried along, so the numbers do not depend on how the work is s
 workers, on the size of a chunk or on what was drawn before.
 """
 
+import numba
 import numpy as np
 
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # the step of splitmix64: 2⁶⁴ over the golden ratio
 _WORDS_PER_BLOCK = 4  # Philox4x64 gives four 64-bit words for each value of its counter
 
 
@@ -29,13 +31,20 @@ def uid_uniform(seed: int, uid: np.ndarray, use: int = 0) -> np.ndarray:
 
     use: what the numbers are for; uses that may meet at one seed take different numbers.
 
-    The finaliser of splitmix64 (Steele et al., 2014) over the two halves of the uid.
-
     uid: (n, 2) uint64. Returns: (n,) float64 with 53 random bits.
     """
-    start = _splitmix(np.uint64(check_seed(seed))) ^ np.uint64(use)
-    mixed = _splitmix(uid[:, 0] ^ _splitmix(start))
-    return unit_interval(_splitmix(uid[:, 1] ^ mixed))
+    start = np.uint64(_splitmix(np.uint64(check_seed(seed)))) ^ np.uint64(use)
+    return unit_interval(row_words(uid, start))
+
+
+@numba.njit(nogil=True, cache=True)
+def row_words(uid, start):
+    """A random word for each row, a function of its uid and of the word `start`: splitmix64 over
+    that and the two halves of the uid. uid: (n, 2) uint64. Returns: (n,) uint64."""
+    words = np.empty(len(uid), np.uint64)
+    for i in range(len(uid)):
+        words[i] = _splitmix(uid[i, 1] ^ _splitmix(uid[i, 0] ^ _splitmix(start)))
+    return words
 
 
 def unit_interval(words: np.ndarray) -> np.ndarray:
@@ -59,9 +68,14 @@ def check_seed(seed: int) -> int:
     return int(seed)
 
 
-def _splitmix(x: np.ndarray | np.uint64) -> np.ndarray:
-    with np.errstate(over="ignore"):  # arithmetic modulo 2**64 is meant
-        x = np.asarray(x, np.uint64) + np.uint64(0x9E3779B97F4A7C15)
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return x ^ (x >> np.uint64(31))
+@numba.njit(nogil=True, cache=True)
+def mix(x):
+    """The finaliser of splitmix64 (Steele et al., 2014): a bijection of uint64 that scrambles."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+@numba.njit(nogil=True, cache=True)
+def _splitmix(x):
+    return mix(x + GOLDEN)

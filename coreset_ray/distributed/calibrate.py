@@ -22,11 +22,12 @@ from coreset_ray.core.ranks import count_digits, ordered_bits
 from coreset_ray.core.run import empty_total
 from coreset_ray.distributed import finish, score
 from coreset_ray.distributed.calibrate_pool import resident_bytes
-from coreset_ray.distributed.replicas import Pool, Replica, new_replica, survey
-from coreset_ray.distributed.score import Layout, row_shards
+from coreset_ray.distributed.replicas import Pool, Replica, agreed, new_replica
+from coreset_ray.distributed.score import Layout
 from coreset_ray.distributed.trial import Laid, lay_out
 from coreset_ray.io.filesystem import locate
 from coreset_ray.io.ledger import Chunk, Ledger, Record, SumFile
+from coreset_ray.io.row_files import row_shards
 from coreset_ray.io.tables import read_table, uid_words
 
 _ROWS, _BYTES = 200_000, 256 << 20  # of a trial's columns, at most
@@ -74,8 +75,8 @@ class Calibration:
         laid out on every machine, else on trials of one or two sizes."""
         assert isinstance(self.method, Sampled)
         if self.source is not None:
-            shards = row_shards(self.source[1], layout)
-            pool = Pool(self.source[0], shards, layout.cpus)
+            shards = row_shards(self.source[1], layout.row_shards, layout.scratch)
+            pool = Pool(self.source[0], shards, layout.cpus, layout.gpus)
             done = _draw(pool, self.method, self.seed, layout.workers)
             if done is not None:
                 seconds, start, workers = done
@@ -88,10 +89,8 @@ class Calibration:
         trials, start, workers = [], 0.0, 0
         for rows, dims in self.sizes:
             with self._laid(rows, dims, layout.row_shards, _nodes()) as (folder, laid):
-                shards = row_shards(
-                    laid.parts, Layout(layout.workers, layout.row_shards, 0, folder)
-                )
-                pool = Pool(f"{folder}/table", shards, layout.cpus)
+                shards = row_shards(laid.parts, layout.row_shards, folder)
+                pool = Pool(f"{folder}/table", shards, layout.cpus, layout.gpus)
                 done = _draw(pool, self.method, self.seed, layout.workers)
                 assert done is not None, "a trial is laid out on every machine"
                 seconds, start, workers = done
@@ -148,9 +147,9 @@ def _draw(pool: Pool, method: Sampled, seed: int, workers: int) -> tuple[float, 
         replicas.append(new_replica(pool, method))
         if not _laid_out(replicas):
             return None
-        known = ray.put(survey(replicas[0].actors, pool.shards[0].pool))
+        known = ray.put(agreed(replicas[0].actors, pool.shards[0].pool))
         replicas += [new_replica(pool, method) for _ in range(workers - 1)]
-        up = _answered(replicas, [[a.laid_out.remote() for a in r.actors] for r in replicas])
+        up = _answered(replicas, [[a.tell.remote("laid_out") for a in r.actors] for r in replicas])
         if not _laid_out(up):
             return None
         calls = [[r.lead.start.remote(known, method, seed, ledger)] for r in up]
@@ -164,7 +163,7 @@ def _draw(pool: Pool, method: Sampled, seed: int, workers: int) -> tuple[float, 
 
 
 def _laid_out(replicas: Sequence[Replica]) -> bool:
-    return all(ray.get([a.laid_out.remote() for r in replicas for a in r.actors]))
+    return all(ray.get([a.tell.remote("laid_out") for r in replicas for a in r.actors]))
 
 
 def _answered(replicas: Sequence[Replica], calls: Sequence[Sequence[Any]]) -> list[Replica]:
@@ -207,7 +206,7 @@ def _finishing(method: Sampled, folder: str, laid: Laid, there: Any) -> tuple[fl
     file = SumFile("sum.npy", tuple(laid.parts), tuple(laid.parts.values()))
     record = Record("trial", (Chunk(0, 1, 0),), (file,))
     size = ray.get(_some_sum.options(scheduling_strategy=there).remote(method, folder, file))
-    shard = row_shards(laid.parts, Layout(1, 1, 0, folder))[0]
+    shard = row_shards(laid.parts, 1, folder)[0]
     begin = time.monotonic()
     actor: Any = finish.Summary.options(scheduling_strategy=there).remote(  # type: ignore[attr-defined]
         method, ledger.folder.uri, [record], shard

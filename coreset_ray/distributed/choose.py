@@ -37,7 +37,7 @@ def choose_top(
     scores: the score parts; span: the pool's lowest and highest score (for the weights).
     """
     uris = [s.uri for s in scores]
-    count = max(1, min(int(cluster().cpus), len(uris) // _PARTS_EACH))
+    count = processes_for(len(uris), cluster().cpus)
     actors: list[Any] = [Places.remote(method, seed, uris[i::count]) for i in range(count)]
     try:
         k = min(k, sum(ray.get([a.rows.remote() for a in actors])))
@@ -47,6 +47,11 @@ def choose_top(
     finally:
         for actor in actors:
             ray.kill(actor)
+
+
+def processes_for(parts: int, cpus: float) -> int:
+    """Processes that share the ranking of so many score parts."""
+    return max(1, min(int(cpus), parts // _PARTS_EACH))
 
 
 def last_kept(actors: Sequence[Any], k: int) -> np.ndarray:

@@ -8,12 +8,12 @@ import ray
 from ray.exceptions import RayActorError
 
 from coreset_ray.core.method import Sampled
+from coreset_ray.core.pace import pause_after
 from coreset_ray.distributed.progress import Progress
-from coreset_ray.distributed.replicas import Pool, Replica, new_replica, survey
+from coreset_ray.distributed.replicas import Pool, Replica, agreed, new_replica
 from coreset_ray.io.ledger import Chunk, Ledger, Record, missing
 
 _CHUNK_SECONDS = 2.0
-_COMMIT_SECONDS = 5.0  # between commits, or ten times what one takes
 _FIRST, _MOST = 256, 1 << 17  # draws of a chunk
 _LOSSES = 20  # replicas that may be lost before a run gives up
 
@@ -71,7 +71,7 @@ class Drawing:
         while self.known is None:
             first = new_replica(self.pool, self.method)
             try:
-                self.known = ray.put(survey(first.actors, self.pool.shards[0].pool))
+                self.known = ray.put(agreed(first.actors, self.pool.shards[0].pool))
                 self._start(first)
             except RayActorError as error:
                 self._lost(first, None, error)
@@ -112,7 +112,7 @@ class Drawing:
         if start > replica.next_commit:
             replica.commit(self.ledger, self.pool.shards)
             spent = time.monotonic() - start
-            replica.next_commit = start + spent + max(_COMMIT_SECONDS, 10 * spent)
+            replica.next_commit = start + spent + pause_after(spent)
 
     def _lost(self, replica: Replica, span: Span | None, error: RayActorError) -> None:
         """Puts back what a lost replica had not committed, whose place another will take."""

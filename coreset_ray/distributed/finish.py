@@ -12,9 +12,9 @@ from coreset_ray.core import stability
 from coreset_ray.core.checksum import checksum
 from coreset_ray.core.method import Sampled
 from coreset_ray.core.ranks import RankSearch, count_digits, ordered_bits
-from coreset_ray.distributed.shard import RowShard
 from coreset_ray.io.filesystem import Location, locate
 from coreset_ray.io.ledger import Ledger, Record, SumFile, new_name
+from coreset_ray.io.row_files import RowShard
 from coreset_ray.io.tables import PartedTable, read_table, uid_words, write_table
 
 

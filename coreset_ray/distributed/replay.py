@@ -6,9 +6,9 @@ import ray
 
 from coreset_ray.core.method import Sampled
 from coreset_ray.distributed.finish import gather
-from coreset_ray.distributed.replicas import Pool, new_replica, survey
-from coreset_ray.distributed.shard import RowShard
+from coreset_ray.distributed.replicas import Pool, agreed, new_replica
 from coreset_ray.io.ledger import Chunk, Ledger, Record
+from coreset_ray.io.row_files import RowShard
 from coreset_ray.io.tables import PartedTable
 
 
@@ -23,7 +23,7 @@ def replay(
     """Each chunk and the checksum that its draws give now. Writes nothing to the ledger."""
     replica = new_replica(Pool(table.folder.uri, shards, 0.0), method)
     try:
-        known = ray.put(survey(replica.actors, shards[0].pool))
+        known = ray.put(agreed(replica.actors, shards[0].pool))
         ray.get(replica.lead.start.remote(known, method, seed, ledger.folder.uri))
         for chunk in chunks:
             yield chunk, ray.get(replica.lead.tally.remote(chunk.first, chunk.last))[0]

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import ray
 
-from coreset_ray.core.columns import Spread, finish_spread, middle_ranks
+from coreset_ray.core.columns import Spread
 from coreset_ray.core.method import Sampled
-from coreset_ray.core.ranks import RankSearch, values_of
-from coreset_ray.distributed.shard import Conductor, RowShard, Shard
+from coreset_ray.core.survey import survey
+from coreset_ray.distributed.shard import Conductor, Shard
 from coreset_ray.io.ledger import Chunk, Ledger, Record, SumFile, new_name
+from coreset_ray.io.row_files import RowShard
 
 
 @dataclass(frozen=True)
@@ -65,23 +66,11 @@ def new_replica(pool: Pool, method: Sampled) -> Replica:
     return Replica(actors, lead)
 
 
-def survey(actors: Sequence[Any], rows: int) -> tuple[Spread, np.ndarray]:
-    """The spread of a pool of so many rows and the sample that guesses radii, by the actors that
-    hold its shards, which lay out its values on the way.
+def agreed(actors: Sequence[Any], rows: int) -> tuple[Spread, np.ndarray]:
+    """What is known of a pool of so many rows, by the actors that hold its shards, which lay out
+    its values on the way."""
 
-    Exact whatever the shards: minima, maxima and whole-number sums are merged, and the median is
-    found by counting. The driver holds numbers by dimension, none by row.
-    """
-    if all(ray.get([a.laid_out.remote() for a in actors])):
-        return ray.get(actors[0].spread.remote())
-    lows, highs = zip(*ray.get([a.extremes.remote() for a in actors]), strict=True)
-    low, high = np.min(lows, axis=0), np.max(highs, axis=0)
-    search = RankSearch(np.tile(middle_ranks(rows), (len(low), 1)), np.uint32)
-    while not search.done:
-        question = search.question()
-        search.answer(np.sum(ray.get([a.digits.remote(*question) for a in actors]), axis=0))
-    mode = values_of(search.found).astype(float).mean(axis=1)
-    sums = ray.get([a.moments.remote(low, high) for a in actors])
-    moments = np.array(sums, object).sum(axis=0)
-    sample = np.concatenate(ray.get([a.sample.remote() for a in actors]), axis=1)
-    return finish_spread(low, mode, high, moments, rows), sample
+    def ask(step: str, *arguments: Any) -> list[Any]:
+        return ray.get([a.tell.remote(step, *arguments) for a in actors])
+
+    return ask("known")[0] if all(ask("laid_out")) else survey(ask, rows)

@@ -12,9 +12,9 @@ from coreset_ray.core.pool import Pool as Rows
 from coreset_ray.distributed import finish
 from coreset_ray.distributed.draw import Drawing
 from coreset_ray.distributed.replicas import Pool
-from coreset_ray.distributed.shard import RowShard
 from coreset_ray.io.filesystem import Location, locate
 from coreset_ray.io.ledger import Ledger
+from coreset_ray.io.row_files import row_shards
 from coreset_ray.io.tables import PartedTable, matrix, read_table, uid_words
 
 _FIRST_CHECK = 1 << 16  # draws after which a run may first be found stable
@@ -57,7 +57,7 @@ def score_draws(
     are made, once two runs would correlate as much. Returns the pool's lowest and highest score,
     the method's facts, the stability report, and the chunks of draws with their checksums.
     """
-    shards = row_shards(parts, layout)
+    shards = row_shards(parts, layout.row_shards, layout.scratch)
     pool = Pool(table.folder.uri, shards, layout.cpus, layout.gpus)
     drawing = Drawing(pool, method, seed, ledger, layout.workers)
     try:
@@ -79,23 +79,6 @@ def score_draws(
         "stability": report,
         "chunks": [[c.first, c.last, f"{c.checksum:016x}"] for c in record.chunks],
     }
-
-
-def row_shards(parts: dict[str, int], layout: Layout) -> list[RowShard]:
-    """Consecutive parts in as many shards of about as many rows; fewer where parts are few."""
-    pool = sum(parts.values())
-    groups: list[list[str]] = [[] for _ in range(min(layout.row_shards, len(parts)))]
-    seen = 0
-    for part, rows in parts.items():
-        groups[min(len(groups) - 1, (seen + rows // 2) * len(groups) // pool)].append(part)
-        seen += rows
-    filled = [g for g in groups if g]
-    return [
-        RowShard(
-            f"{layout.scratch}/{i}-of-{len(filled)}", tuple(g), tuple(parts[p] for p in g), pool
-        )
-        for i, g in enumerate(filled)
-    ]
 
 
 def _checks(draws: int, stability: float | None) -> list[int]:

@@ -2,44 +2,20 @@
 
 import time
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import ray
 
 from coreset_ray.core.checksum import checksum
-from coreset_ray.core.columns import Columns, Spread, extremes_of, moments_of
+from coreset_ray.core.columns import Columns, Spread
 from coreset_ray.core.method import Sampled
-from coreset_ray.core.ranks import count_digits, ordered_bits
 from coreset_ray.core.run import empty_total, resume
 from coreset_ray.io.filesystem import locate
-from coreset_ray.io.layout import (
-    open_columns,
-    open_values,
-    sample_here,
-    sole,
-    write_index,
-    write_values,
-)
 from coreset_ray.io.ledger import Ledger
+from coreset_ray.io.row_files import RowFiles, RowShard
 from coreset_ray.io.tables import PartedTable
-
-
-@dataclass(frozen=True)
-class RowShard:
-    """Rows of the pool: those of these parts, one after another. folder: where each machine that
-    works on it lays them out; rows: of each part; pool: rows of the whole pool."""
-
-    folder: str
-    parts: tuple[str, ...]
-    rows: tuple[int, ...]
-    pool: int
-
-    @property
-    def size(self) -> int:
-        return sum(self.rows)
 
 
 @ray.remote(max_restarts=0)
@@ -47,54 +23,19 @@ class Shard:
     """The rows of one shard, and the sum of the draws it has taken part in."""
 
     def __init__(self, shard: RowShard, table: str):
-        self.shard, self.table = shard, PartedTable(locate(table))
-        self.folder = Path(shard.folder)
+        self.files = RowFiles(shard, PartedTable(locate(table)))
 
-    # Laying out
-
-    def laid_out(self) -> bool:
-        return (self.folder / "layout.json").exists()
-
-    def extremes(self) -> tuple[np.ndarray, np.ndarray]:
-        """Lays out the values; their minimum and maximum by dimension."""
-        with sole(self.folder):
-            write_values(self.folder, self.table, self.shard.parts, self.shard.size)
-        return extremes_of(open_values(self.folder)[0])
-
-    def digits(self, found: np.ndarray, shift: int) -> np.ndarray:
-        """(m, r, 256) counts for a rank search in every dimension."""
-        value = open_values(self.folder)[0]
-        pairs = zip(value, found, strict=True)
-        return np.stack([count_digits(ordered_bits(c), f, shift) for c, f in pairs])
-
-    def moments(self, low: np.ndarray, high: np.ndarray) -> list[tuple[int, int]]:
-        value = open_values(self.folder)[0]
-        return [moments_of(c, a, b) for c, a, b in zip(value, low, high, strict=True)]
-
-    def sample(self) -> np.ndarray:
-        return sample_here(self.folder, self.shard.pool)
-
-    def spread(self) -> tuple[Spread, np.ndarray]:
-        """What a finished layout holds of the whole pool, to lay out the shard elsewhere."""
-        columns = open_columns(self.folder)
-        return columns.spread, np.asarray(columns.index.sample)
-
-    def finish(self, known: tuple[Spread, np.ndarray]) -> None:
-        """Lays out whatever is missing, given what is known of the whole pool."""
-        if not self.laid_out():
-            with sole(self.folder):
-                write_values(self.folder, self.table, self.shard.parts, self.shard.size)
-                write_index(self.folder, *known, self.shard.pool)
-
-    # Drawing
+    def tell(self, step: str, *arguments: Any) -> Any:
+        """What a method of `RowFiles` says."""
+        return getattr(self.files, step)(*arguments)
 
     def start(
         self, known: tuple[Spread, np.ndarray], method: Sampled, seed: int, ledger: str
     ) -> dict[str, Any]:
         """Makes ready to draw; the method's facts of the pool."""
-        self.finish(known)
+        self.files.finish(known)
         self.method, self.seed, self.ledger = method, seed, Ledger(locate(ledger))
-        self.columns: Columns = open_columns(self.folder)
+        self.columns: Columns = self.files.columns()
         if ray.get_gpu_ids():
             from coreset_ray.core.batched import resident
 
@@ -123,10 +64,8 @@ class Shard:
 
     def added(self) -> int:
         """The checksum of what was added since this was last asked."""
-        before, self.checksum = (
-            self.checksum,
-            int(checksum(self.columns.index.uid, self.total)),
-        )
+        before = self.checksum
+        self.checksum = int(checksum(self.columns.index.uid, self.total))
         return (self.checksum - before) % 2**64
 
     def save(self, name: str) -> None:

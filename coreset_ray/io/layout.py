@@ -10,8 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from coreset_ray.core.columns import Columns, Index, Spread, encode, grid_of, in_sample
-from coreset_ray.core.lanes import LANES
+from coreset_ray.core.columns import Columns, Spread, assemble, code_shape, fill_codes
 from coreset_ray.core.pool import check_finite
 from coreset_ray.io.tables import PartedTable, matrix, read_table, uid_words
 
@@ -60,22 +59,13 @@ def open_values(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     return _open(folder / "value.npy"), _open(folder / "uid.npy")
 
 
-def sample_here(folder: Path, rows: int) -> np.ndarray:
-    """This shard's part of the sample of a pool of so many rows, (m, s) float32."""
-    value, uid = open_values(folder)
-    return np.ascontiguousarray(value[:, in_sample(uid, rows)])
-
-
 def write_index(folder: Path, spread: Spread, sample: np.ndarray, rows: int) -> None:
     """The codes, and what they depend on; with them the layout is finished."""
-    if (folder / "layout.json").exists():
+    if is_finished(folder):
         return
     value = open_values(folder)[0]
-    grid = grid_of(spread)
-    width = -(-value.shape[1] // LANES) * LANES
-    code = _create(folder / "code.npy", np.uint8, (len(value), width))
-    for j, column in enumerate(value):
-        code[j, : len(column)] = encode(column, spread.low[j], grid[j])
+    code = _create(folder / "code.npy", np.uint8, code_shape(value))
+    fill_codes(value, spread, code)
     code.flush()
     np.save(folder / "sample.npy", sample)
     np.save(folder / "spread.npy", np.stack([getattr(spread, name) for name in _SPREAD]))
@@ -84,17 +74,17 @@ def write_index(folder: Path, spread: Spread, sample: np.ndarray, rows: int) -> 
     os.replace(partial, folder / "layout.json")
 
 
+def is_finished(folder: Path) -> bool:
+    return (folder / "layout.json").exists()
+
+
 def open_columns(folder: Path) -> Columns:
     """The finished layout, memory-mapped."""
     rows = json.loads((folder / "layout.json").read_text())["rows"]
     spread = Spread(*np.load(folder / "spread.npy"))
     value, uid = open_values(folder)
     code, sample = _open(folder / "code.npy"), _open(folder / "sample.npy")
-    low = np.ascontiguousarray(spread.low)
-    grid = grid_of(spread)
-    for array in (low, grid):
-        array.flags.writeable = False
-    return Columns(Index(value, code, sample, low, grid, uid, rows), spread)
+    return assemble(value, code, sample, uid, spread, rows)
 
 
 def _open(path: Path) -> np.ndarray:

@@ -14,7 +14,7 @@ from coreset_ray.core.columns import Columns, Index
 from coreset_ray.core.draws import cover_and_penalise, lottery
 from coreset_ray.core.exchange import nearest_here, radii, settle, share_here, within_here
 from coreset_ray.core.method import Sampled
-from coreset_ray.core.random import draw_words, uid_uniform
+from coreset_ray.core.random import GOLDEN, draw_words, uid_uniform
 from coreset_ray.core.slices import Sampling, draw_slices, near_order, spread_points
 
 _UNIT = 2**32  # redundancy is counted in units of 2⁻³²: sums are exact in any order
@@ -22,7 +22,6 @@ _MOST_DRAWS = 2**31 - 1  # one row may collect a whole unit a draw, and the sum 
 _MOST_POINTS = 2**52  # coverage counts points, and is divided without rounding
 _INDEXED = 16  # draws in a slice that are worth an index of it
 _EXCHANGED = 1024  # draws that shards of rows settle at once
-_APART = np.uint64(0x9E3779B97F4A7C15)  # between words of one draw
 _NO_KEY = np.uint64(2**64 - 1)
 _FAR = 1e38
 _NUMBERS = 1 << 18  # random numbers made at once, at most about so many
@@ -259,10 +258,16 @@ class BlindCS(Sampled):
                     *(columns.spread, self.sampling, seed, start, dims),
                     *(self.draws_per_slice, self.points_per_draw),
                 ),
-                draw_words(seed, start, count, 2 * self.dims)[:, -1:]
-                + np.arange(self.points_per_draw, dtype=np.uint64) * _APART,
+                self._words(seed, start, count),
                 np.arange(start, start + count) // self.draws_per_slice,
             )
+
+    def _words(self, seed: int, first: int, count: int) -> np.ndarray:
+        """(t, q) words of the lottery, where there is one."""
+        if self.cover == "nearest":
+            return np.zeros((count, self.points_per_draw), np.uint64)
+        words = draw_words(seed, first, count, 2 * self.dims)[:, -1:]
+        return words + np.arange(self.points_per_draw, dtype=np.uint64) * GOLDEN
 
     def _cover_here(self, columns: Columns, draws: "_Draws") -> tuple[np.ndarray, "_Cover"]:
         """The row of this shard that would cover, -1 for none, and the message about it."""
