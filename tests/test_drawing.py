@@ -212,9 +212,14 @@ def kill():
         time.sleep(0.05)
     held.update(node["NodeID"] for node in ray.nodes() if node["Alive"])
     cluster.remove_node(second, allow_graceful=False)
-threading.Thread(target=kill).start()
+killer = threading.Thread(target=kill)
+killer.start()
 outcome = run(Path({folder!r}), BlindCS(draws=SLOW, dims=6, neighbors=30), 2, 1, cpus=1.0)
-alive = [node for node in ray.nodes() if node["Alive"]]
+killer.join()
+deadline = time.monotonic() + 60  # Ray may hear late that a node is gone
+while len(alive := [node for node in ray.nodes() if node["Alive"]]) > 1:
+    assert time.monotonic() < deadline
+    time.sleep(0.2)
 told = json.dumps([outcome["chunks"], len(held), len(alive)])
 Path({folder!r}, "told.json").write_text(told)  # Ray may print at any time
 ray.shutdown()
