@@ -64,19 +64,21 @@ class UntilConfig(Section):
 
 
 class ScoreConfig(Section):
-    """params: the method's own hyper-parameters, see `coreset-ray methods`. until: for methods
-    that sum random draws."""
+    """params: the method's own hyper-parameters, see `coreset-ray methods`. For methods that sum
+    random draws: until; columns: what embeddings are held as while they draw. float16 halves
+    most of that memory; it rounds embeddings unless embed.dtype has."""
 
     method: str = "blindcs"
     seed: Seed = 0
     params: dict[str, Any] = {}
     until: UntilConfig | None = None
+    columns: Literal["float32", "float16"] = "float32"
 
     @model_validator(mode="after")
     def _method_exists(self) -> "ScoreConfig":
-        if self.until is not None and not isinstance(self.build(), Sampled):
-            raise ValueError(f"until: method {self.method!r} sums no draws; leave it out")
-        self.build()
+        if not isinstance(self.build(), Sampled):
+            for name in {"until", "columns"} & self.model_fields_set:
+                raise ValueError(f"{name}: method {self.method!r} sums no draws; leave it out")
         return self
 
     def build(self) -> Scorer:

@@ -138,11 +138,14 @@ def _layout(config: Config, pool: PoolSize, state: _State, on: Cluster) -> Layou
         return None
     compute = config.compute
     spreading = costs.choose_spreading(
-        pool.rows, pool.dims, on.nodes, compute.score_workers, compute.row_shards
+        *(pool.rows, pool.dims, on.nodes, compute.score_workers, compute.row_shards),
+        costs.value_bytes(config.score.columns),
     )
     key = key_of(state.snapshot) if state.snapshot else "SNAPSHOT"
     workspace = Workspace(config.workspace)
-    return score.layout_at(workspace, key, spreading, on.cpus, compute.scratch)
+    columns = config.score.columns
+    layout = score.layout_at(workspace, key, spreading, on.cpus, compute.scratch, columns)
+    return score.on_gpus(layout, config)
 
 
 def _spreading(layout: Layout) -> costs.Spreading:
@@ -164,7 +167,8 @@ def _memory(
     if layout is None or not isinstance(method, Sampled):
         return []
     return limits.check_memory(
-        *(pool.rows, pool.dims, method.channels, _spreading(layout), on.nodes, rows.base)
+        *(pool.rows, pool.dims, method.channels, _spreading(layout), on.nodes, rows.base),
+        costs.value_bytes(layout.columns),
     )
 
 
@@ -187,7 +191,9 @@ def _check_disk(config: Config, pool: PoolSize, state: _State, layout: Layout | 
     if layout is not None and isinstance(method, Sampled):
         needs["sums"] = costs.ledger_bytes(n, method.channels, layout.workers)
         if not _laid_out(layout):
-            columns = layout.row_shards * costs.columns_total(n, pool.dims, layout.row_shards)
+            columns = layout.row_shards * costs.columns_total(
+                *(n, pool.dims, layout.row_shards, costs.value_bytes(layout.columns))
+            )
     needs["scores"] = 0 if "score" in state.finished else costs.score_bytes(n, pool.shards)
     chosen = pool.image_bytes * k // n
     needs["exported images"] = 0 if "export" in state.finished or config.export.out else chosen
@@ -226,7 +232,7 @@ def _stages(
     if layout is not None and isinstance(method, Sampled):
         scoring = forecast.score_stage(
             *(pool, table, method.channels, state.left, _spreading(layout), len(on.nodes)),
-            *(_laid_out(layout), drawing, rows),
+            *(_laid_out(layout), drawing, rows, costs.value_bytes(layout.columns)),
         )
     else:
         scoring = forecast.rows_stage(pool, table, on.cpus, rows)
@@ -246,10 +252,12 @@ def _stages(
 def _layout_told(pool: PoolSize, layout: Layout | None) -> dict[str, Any] | None:
     if layout is None:
         return None
-    files = costs.column_bytes(pool.rows, pool.dims, layout.row_shards)
+    width = costs.value_bytes(layout.columns)
+    files = costs.column_bytes(pool.rows, pool.dims, layout.row_shards, width)
     return {
         "workers": layout.workers,
         "row_shards": layout.row_shards,
+        "columns": layout.columns,
         "files": files,
         "shard_bytes": sum(files.values()),
         "bytes": layout.row_shards * sum(files.values()),

@@ -79,6 +79,16 @@ def noise_table(noise: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def rounding_line(record: dict[str, Any]) -> str:
+    """What rounding embeddings did to a method's columns, from a score stage's record."""
+    effect = record["rounding"]
+    alike = ", ".join(f"{name} {value:.4f}" for name, value in effect["correlation"].items())
+    return (
+        f"Columns held as {record['columns']}: over {effect['draws']:,} draws on "
+        f"{effect['rows']:,} images, correlation with the unrounded: {alike}\n"
+    )
+
+
 def _mean(values: list[float]) -> str:
     mean, deviation = 100 * sum(values) / len(values), spread(values)
     return f"{mean:.2f} ± {100 * deviation:.2f}" if deviation is not None else f"{mean:.2f}"

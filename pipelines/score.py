@@ -9,17 +9,16 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from coreset_ray.config import Config, fingerprint
-from coreset_ray.core import stability
-from coreset_ray.core.costs import Spreading, choose_spreading
+from coreset_ray.core import costs, stability
 from coreset_ray.core.method import PerSample, Sampled
-from coreset_ray.distributed.score import Layout, score_draws, score_rows
+from coreset_ray.distributed.score import Layout, rounding, score_draws, score_rows
 from coreset_ray.distributed.session import choose_device, cluster, session
 from coreset_ray.io.ledger import Ledger
 from coreset_ray.io.tables import PartedTable
 from coreset_ray.io.workspace import Stage, Workspace
 from coreset_ray.version import __version__
 from pipelines.inputs import NotReady, filled, key_of, pool_table
-from pipelines.report import noise_table
+from pipelines.report import noise_table, rounding_line
 
 _log = logging.getLogger(__name__)
 
@@ -31,6 +30,7 @@ def stage_of(config: Config) -> tuple[Stage, dict[str, Any]]:
     content = [key_of(snapshot), config.score.method, method, config.score.seed]
     if config.score.until is not None:
         content.append(config.score.until.model_dump())
+    content += _rounding(config)
     stage = Workspace(config.workspace).stage("scores", config.score.method, fingerprint(content))
     return stage, snapshot
 
@@ -50,15 +50,20 @@ def run(config: Config) -> dict[str, Any]:
             outcome = score_rows(method, config.score.seed, table, list(parts), stage.folder)
         else:
             assert isinstance(method, Sampled), f"no runner for {type(method).__name__}"
+            effect = None
+            if _rounding(config):
+                effect = rounding(method, config.score.seed, table, parts, config.score.columns)
             outcome = score_draws(
                 *(method, config.score.seed, table, parts, stage.folder),
                 *(ledger_of(config, snapshot), layout_of(config, snapshot)),
                 config.score.until.stability if config.score.until else None,
             )
+            outcome["rounding"] = effect
     record = {
         "method": config.score.method,
         "params": vars(method),
         "seed": config.score.seed,
+        "columns": config.score.columns,
         "snapshot": key_of(snapshot),
         "table": snapshot["table"],
         "rows": snapshot["rows"],
@@ -84,8 +89,15 @@ def run(config: Config) -> dict[str, Any]:
 
 
 def _told(record: dict[str, Any]) -> dict[str, Any]:
-    noise = record.get("stability")
-    return record | {"report": noise_table(noise) if noise else None}
+    noise, effect = record.get("stability"), record.get("rounding")
+    told = [noise_table(noise)] if noise else []
+    return record | {"report": "\n".join([*told, *([rounding_line(record)] if effect else [])])}
+
+
+def _rounding(config: Config) -> list[str]:
+    """What columns add to the content of scores: nothing where they hold the table's numbers."""
+    finer = costs.value_bytes(config.score.columns) < costs.value_bytes(config.embed.dtype)
+    return [config.score.columns] if finer else []
 
 
 def ledger_of(config: Config, snapshot: dict[str, Any]) -> Ledger:
@@ -93,6 +105,7 @@ def ledger_of(config: Config, snapshot: dict[str, Any]) -> Ledger:
     method = config.score.build()
     params = {k: v for k, v in vars(method).items() if k != "draws"}
     content = [key_of(snapshot), config.score.method, params, config.score.seed]
+    content += _rounding(config)
     stage = Workspace(config.workspace).stage("sums", config.score.method, fingerprint(content))
     return Ledger(stage.folder)
 
@@ -102,8 +115,14 @@ def layout_of(config: Config, snapshot: dict[str, Any]) -> Layout:
     compute = config.compute
     layout = layout_for(
         *(Workspace(config.workspace), key_of(snapshot)),
-        *(compute.score_workers, compute.row_shards, compute.scratch),
+        *(compute.score_workers, compute.row_shards, compute.scratch, config.score.columns),
     )
+    return on_gpus(layout, config)
+
+
+def on_gpus(layout: Layout, config: Config) -> Layout:
+    """The same with a GPU for each worker, where there are any and each worker holds all rows."""
+    compute = config.compute
     if choose_device(compute.device) == "cpu" or layout.row_shards > 1:
         return layout
     return replace(layout, workers=compute.score_workers or max(1, int(cluster().gpus)), gpus=1.0)
@@ -115,19 +134,23 @@ def layout_for(
     workers: int | None = None,
     row_shards: int | None = None,
     scratch: str | None = None,
+    columns: str = "float32",
 ) -> Layout:
     """Workers and row shards as given, else as the pool's columns fit the nodes' memory."""
     on = cluster()
-    if row_shards is None:
-        rows, dims = _size_of(workspace, snapshot)
-        spreading = choose_spreading(rows, dims, on.nodes, workers)
-    else:
-        spreading = choose_spreading(0, 0, on.nodes, workers, row_shards)
-    return layout_at(workspace, snapshot, spreading, on.cpus, scratch)
+    rows, dims = _size_of(workspace, snapshot) if row_shards is None else (0, 0)
+    width = costs.value_bytes(columns)
+    spreading = costs.choose_spreading(rows, dims, on.nodes, workers, row_shards, width)
+    return layout_at(workspace, snapshot, spreading, on.cpus, scratch, columns)
 
 
 def layout_at(
-    workspace: Workspace, snapshot: str, spreading: Spreading, cpus: float, scratch: str | None
+    workspace: Workspace,
+    snapshot: str,
+    spreading: costs.Spreading,
+    cpus: float,
+    scratch: str | None,
+    columns: str,
 ) -> Layout:
     """Where the columns lie, and what each process holds of the cluster's CPUs."""
     root = workspace.root
@@ -135,7 +158,10 @@ def layout_at(
         f"{root.path}/layouts" if root.local else f"{tempfile.gettempdir()}/coreset_ray/layouts"
     )
     each = 1.0 if spreading.workers * spreading.row_shards <= cpus else 0.0
-    return Layout(spreading.workers, spreading.row_shards, each, f"{scratch}/{snapshot}")
+    name = snapshot if columns == "float32" else f"{snapshot}-{columns}"
+    return Layout(
+        *(spreading.workers, spreading.row_shards, each, f"{scratch}/{name}"), columns=columns
+    )
 
 
 def _size_of(workspace: Workspace, snapshot: str) -> tuple[int, int]:

@@ -12,7 +12,6 @@ from coreset_ray.distributed.replay import examine, replay
 from coreset_ray.distributed.session import session
 from coreset_ray.io.filesystem import Location, locate
 from coreset_ray.io.ledger import Chunk, Ledger, missing
-from coreset_ray.io.row_files import row_shards
 from coreset_ray.io.tables import PartedTable, read_table
 from coreset_ray.io.workspace import Workspace
 from pipelines.score import layout_for
@@ -71,8 +70,8 @@ def _check_draws(
     ):
         raise Mismatch(f"{scores.uri}: the recorded chunks are not {record['draws']} draws")
     table = PartedTable(workspace.root / "embeddings" / record["table"])
-    layout = layout_for(workspace, record["snapshot"])
-    shards = row_shards(record["parts"], layout.row_shards, layout.scratch)
+    layout = layout_for(workspace, record["snapshot"], columns=record.get("columns", "float32"))
+    shards = layout.shards(record["parts"])
     ledger = Ledger(workspace.root / "sums" / record["sums"])
     kept = ledger.usable(record["draws"])
     if sum(r.draws for r in kept) != record["draws"]:

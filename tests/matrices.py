@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from coreset_ray.core.columns import Columns, index_columns
+from coreset_ray.core.columns import Columns, index_columns, numbers
 from coreset_ray.core.method import Sampled
 from coreset_ray.core.run import empty_total
 
@@ -53,7 +53,7 @@ def in_shards(
     kept = index.sample if sample is None else sample
     return [
         index_columns(
-            *(np.ascontiguousarray(index.value[:, a:b]), index.uid[a:b]),
+            *(np.ascontiguousarray(numbers(index)[:, a:b]), index.uid[a:b]),
             *(columns.spread, kept, index.rows),
         )
         for a, b in ends

@@ -9,14 +9,16 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from matrices import duplicates, gaussian, grid, in_shards, outliers, relu, tally
+from matrices import M, duplicates, gaussian, grid, in_shards, outliers, relu, tally
 from scipy import stats
 
 import coreset_ray
 from coreset_ray.core import batched
 from coreset_ray.core.columns import Columns, columns_of
+from coreset_ray.core.draws import place_of
 from coreset_ray.core.pool import Pool, pool_of
 from coreset_ray.core.random import draw_words, uid_uniform, unit_interval
+from coreset_ray.core.rounding import rounding_effect
 from coreset_ray.core.run import score_columns, tally_shards
 from coreset_ray.core.slices import draw_points, draw_slices
 from coreset_ray.scores.blindcs import BlindCS
@@ -421,3 +423,45 @@ def test_a_pool_on_a_device_gives_the_same_bits() -> None:
         method = BlindCS(**{"neighbors": 12} | settings_)
         expected = tally(method, columns, 1, 0, 80)
         np.testing.assert_array_equal(tally(method, held, 1, 0, 80), expected)
+
+
+FLOAT16_SETTINGS = [
+    {"dims": 2},
+    {"dims": 5},
+    {"dims": 2, "draws_per_slice": 40, "points_per_draw": 3},
+    {"dims": 2, "cover": "random"},
+]
+
+
+@pytest.mark.parametrize("settings_", FLOAT16_SETTINGS)
+@pytest.mark.parametrize("make", [gaussian, relu, grid])
+def test_float16_columns_hold_the_same_numbers(make, settings_: dict) -> None:
+    """Of embeddings that float16 holds, denormal ones among them: the same bits as float32."""
+    z = (make(500, np.random.default_rng(1)) * np.geomspace(1e-7, 1e3, M)).astype(np.float16)
+    half, full = columns_of(pool_of(z)), columns_of(pool_of(z.astype(np.float32)))
+    assert half.index.value.dtype == np.uint16 and full.index.value.dtype == np.float32
+    method = BlindCS(draws=120, neighbors=20, **settings_)
+    expected = tally(method, full, 3, 0, 120)
+    np.testing.assert_array_equal(tally(method, half, 3, 0, 120), expected)
+    parts = tally_shards(method, in_shards(half, [1, 70, 320]), 3, 0, 120)
+    np.testing.assert_array_equal(np.concatenate(parts, axis=-1), expected)
+    held = dataclasses.replace(half, resident=batched.resident(half.index, "cpu"))
+    np.testing.assert_array_equal(tally(method, held, 3, 0, 120), expected)
+
+
+def test_every_float16_is_read_as_it_is() -> None:
+    every = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    finite = every[np.isfinite(every)][None].copy()
+    index = columns_of(pool_of(finite.T)).index
+    found = [place_of(index, np.array([0]), i)[0] for i in range(finite.size)]
+    np.testing.assert_array_equal(found, finite[0].astype(np.float64))
+
+
+def test_rounding_says_what_it_does() -> None:
+    z = gaussian(400, np.random.default_rng(0)).astype(np.float32)
+    fine = rounding_effect(BlindCS(draws=500, neighbors=20), 0, z, "float16")
+    coarse = rounding_effect(BlindCS(draws=500, neighbors=20), 0, z * 3e-7, "float16")
+    assert fine["rows"] == 400 and fine["draws"] == 500
+    assert fine["correlation"]["score"] > 0.99 > 0.9 > coarse["correlation"]["score"]
+    exact = rounding_effect(BlindCS(draws=500), 0, np.round(z * 8) / 8, "float16")
+    assert set(np.round(list(exact["correlation"].values()), 12)) == {1.0}

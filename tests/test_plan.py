@@ -104,6 +104,20 @@ def test_what_was_drawn_and_laid_out_is_used(scored):
     assert more["stages"]["score"]["note"].startswith("2,000 draws")
 
 
+def test_float16_columns_take_less():
+    """The plan offers them where they make it fit."""
+    n, m = 240, 64
+    half, full = (sum(costs.column_bytes(n, m, 1, width).values()) for width in (2, 4))
+    assert full - half == 2 * n * m
+    nodes = [(4, 9 * GB)]
+    with pytest.raises(ValueError, match=r"5 bytes a value.*set score.columns=float16"):
+        limits.check_memory(1_500_000, 1280, 2, Spreading(4, 1), nodes, GB // 8)
+    limits.check_memory(1_500_000, 1280, 2, Spreading(4, 1), nodes, GB // 8, 2)
+    assert choose_spreading(3_000_000, 1280, [(4, 16 * GB)] * 2, width=2).row_shards < (
+        choose_spreading(3_000_000, 1280, [(4, 16 * GB)] * 2).row_shards
+    )
+
+
 @pytest.mark.slow
 def test_a_method_without_draws_has_no_layout(scored):
     config, *_ = scored

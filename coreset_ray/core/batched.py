@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from coreset_ray.core.columns import Index
+from coreset_ray.core.columns import Index, numbers
 from coreset_ray.core.pool import uid_order
 
 if TYPE_CHECKING:
@@ -48,14 +48,15 @@ def resident(index: Index, device: "str | torch.device") -> Resident:
     """Copies the columns to a device, one at a time. Needs 4·m·n bytes there."""
     import torch
 
-    m, n = index.value.shape
+    known = numbers(index)
+    m, n = known.shape
     order = uid_order(index.uid)
     place = np.empty(n, np.int64)
     place[order] = np.arange(n)
     rows = torch.tensor(order, device=device)
     value = torch.full((m, -(-n // _WIDTH) * _WIDTH), torch.inf, device=device)
     for j in range(m):
-        value[j, :n] = torch.tensor(index.value[j], device=device)[rows]
+        value[j, :n] = torch.tensor(known[j], device=device)[rows]
     low, high = torch.aminmax(value[:, :n], dim=1)
     return Resident(value, low.double(), high.double(), place)
 

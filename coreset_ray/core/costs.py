@@ -53,21 +53,21 @@ class NodeNeed:
         return self.columns + self.processes * self.each
 
 
-def column_bytes(n: int, m: int, row_shards: int = 1) -> dict[str, int]:
-    """Files of one row shard: value 4·n·m, code 1·n·m (rows rounded up to 64), uid 16·n, and the
-    whole pool's sample 4·s·m. n: rows of the whole pool."""
+def column_bytes(n: int, m: int, row_shards: int = 1, width: int = 4) -> dict[str, int]:
+    """Files of one row shard: value width·n·m, code 1·n·m (rows rounded up to 64), uid 16·n, and
+    the whole pool's sample 4·s·m. n: rows of the whole pool; width: bytes of a value."""
     rows = math.ceil(n / row_shards)
     return {
-        "value": 4 * rows * m + HEADER,
+        "value": width * rows * m + HEADER,
         "code": math.ceil(rows / LANES) * LANES * m + HEADER,
         "sample": 4 * sample_size(n) * m + HEADER,
         "uid": 16 * rows + HEADER,
     }
 
 
-def columns_total(n: int, m: int, row_shards: int = 1) -> int:
+def columns_total(n: int, m: int, row_shards: int = 1, width: int = 4) -> int:
     """Bytes of one row shard's files."""
-    return sum(column_bytes(n, m, row_shards).values())
+    return sum(column_bytes(n, m, row_shards, width).values())
 
 
 def sum_bytes(n: int, channels: int) -> int:
@@ -82,9 +82,14 @@ def process_bytes(n: int, channels: int, row_shards: int, base: int) -> int:
     return base + 2 * sum_bytes(rows, channels) + SCRATCH * rows
 
 
+def value_bytes(dtype: str) -> int:
+    """Of one value: float32 or float16."""
+    return {"float32": 4, "float16": 2}[dtype]
+
+
 def embedding_bytes(n: int, m: int, dtype: str, parts: int) -> int:
     """Of the embedding table on disk."""
-    width = {"float32": 4, "float16": 2}[dtype]
+    width = value_bytes(dtype)
     indexed = min(n * m, DICTIONARY * parts) if dtype == "float32" else 0
     return int(n * (VALUES * width * m + IDENTITY) + INDEXED * indexed) + PART * parts
 
@@ -104,7 +109,12 @@ def ledger_bytes(n: int, channels: int, workers: int) -> int:
 
 
 def choose_spreading(
-    n: int, m: int, nodes: Nodes, workers: int | None = None, row_shards: int | None = None
+    n: int,
+    m: int,
+    nodes: Nodes,
+    workers: int | None = None,
+    row_shards: int | None = None,
+    width: int = 4,
 ) -> Spreading:
     """The fewest row shards with which every node holds those on it in `COLUMN_SHARE` of its
     memory, and a worker for all the CPUs they leave. What is given wins.
@@ -119,7 +129,7 @@ def choose_spreading(
 
     def fullest(shards: int) -> float:
         spreading = Spreading(workers_of(shards), shards)
-        one = columns_total(n, m, shards)
+        one = columns_total(n, m, shards, width)
         return max(shards_on(c, nodes, spreading) * one / max(memory, 1) for c, memory in nodes)
 
     if row_shards is None:
@@ -143,10 +153,10 @@ def processes_on(cpus: float, nodes: Nodes, spreading: Spreading) -> int:
 
 
 def node_needs(
-    n: int, m: int, channels: int, spreading: Spreading, nodes: Nodes, base: int
+    n: int, m: int, channels: int, spreading: Spreading, nodes: Nodes, base: int, width: int = 4
 ) -> list[NodeNeed]:
     """What each node needs while drawing, at most."""
-    one = columns_total(n, m, spreading.row_shards)
+    one = columns_total(n, m, spreading.row_shards, width)
     each = process_bytes(n, channels, spreading.row_shards, base)
     needs = []
     for cpus, memory in nodes:

@@ -1,15 +1,15 @@
 """Draws of coverage and redundancy over slices of the embedding space, compiled and exact.
 
 A draw reads one byte a row and dimension to leave few rows that may matter, then computes those
-exactly. Distances are float64 sums of float32 values in the order of the dimensions drawn,
-without contraction or reordering: the same bits on every machine. How rows are left out, and how
-a radius is guessed, changes speed and never an answer.
+exactly. Distances are float64 sums of float32 or float16 values in the order of the dimensions
+drawn, without contraction or reordering: the same bits on every machine. How rows are left out,
+and how a radius is guessed, changes speed and never an answer.
 """
 
 import numba
 import numpy as np
 
-from coreset_ray.core.lanes import LANES, bits_set, fetch, lowest_bit, rows_near
+from coreset_ray.core.lanes import LANES, bits_set, fetch, lowest_bit, number, rows_near
 from coreset_ray.core.random import mix
 
 _FAR = 1e300  # beyond any distance of float32 values
@@ -72,7 +72,7 @@ def place_of(index, dims, k):
     """Coordinates of row k in the slice, (d,) float64."""
     centre = np.empty(len(dims))
     for j in range(len(dims)):
-        centre[j] = index.value[dims[j], k]
+        centre[j] = number(index.value[dims[j]], k)  # type: ignore[call-arg]
     return centre
 
 
@@ -327,14 +327,14 @@ def _exact(value, dims, centre, rows, count, distance):
             fetch(first, rows[q + _AHEAD])  # type: ignore[call-arg]
             fetch(second, rows[q + _AHEAD])  # type: ignore[call-arg]
             i = rows[q]
-            distance[q] = abs(np.float64(first[i]) - p) + abs(np.float64(second[i]) - p2)
+            distance[q] = abs(number(first, i) - p) + abs(number(second, i) - p2)  # type: ignore[call-arg]
         return
     for q in range(count):
-        distance[q] = abs(np.float64(first[rows[q]]) - p)
+        distance[q] = abs(number(first, rows[q]) - p)  # type: ignore[call-arg]
     for j in range(1, len(dims)):
         column, p = value[dims[j]], centre[j]
         for q in range(count):
-            distance[q] += abs(np.float64(column[rows[q]]) - p)
+            distance[q] += abs(number(column, rows[q]) - p)  # type: ignore[call-arg]
 
 
 @numba.njit(nogil=True, cache=True)

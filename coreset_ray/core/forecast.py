@@ -139,11 +139,13 @@ def score_stage(
     laid_out: bool,
     drawing: Drawing | None,
     rows: RowCosts,
+    width: int,
 ) -> Stage:
     """Start, layout of the columns, draws, and score parts from their sums. draws: still to do;
-    the first replica lays out its shards at once, and other machines while it draws."""
+    width: bytes of a value of the columns. The first replica lays out its shards at once, and
+    other machines while it draws."""
     n, shards = pool.rows, spreading.row_shards
-    columns = 0 if laid_out else costs.columns_total(n, pool.dims, shards)
+    columns = 0 if laid_out else costs.columns_total(n, pool.dims, shards, width)
     sums = costs.ledger_bytes(n, channels, spreading.workers)
     scores = costs.score_bytes(n, pool.shards)
     seconds = rows.start + columns / rows.layout + n * rows.finish / shards

@@ -59,6 +59,19 @@ def bits_set(typing, word):
 
 
 @intrinsic
+def number(typing, array, at):
+    """An element of a contiguous array of float32, or of the bits of float16, in float64: exact."""
+    half = array.dtype == types.uint16
+
+    def generate(context, build, signature, arguments):
+        data = context.make_array(signature.args[0])(context, build, arguments[0]).data
+        held = build.load(build.gep(data, [arguments[1]]))
+        return build.fpext(_widened(build, held) if half else held, ir.DoubleType())
+
+    return types.float64(array, types.int64), generate
+
+
+@intrinsic
 def fetch(typing, array, at):
     """Asks for an element of a contiguous array to be brought near; any place is allowed."""
 
@@ -72,6 +85,17 @@ def fetch(typing, array, at):
         return context.get_dummy_value()
 
     return types.void(array, types.uint64), generate
+
+
+def _widened(build, half):
+    """The bits of a float16 → a float32. Its exponent and mantissa, put where a float32 has them,
+    are its value over 2¹¹²; the product is exact, denormal or not."""
+    word = ir.IntType(32)
+    bits = build.zext(half, word)
+    apart = build.shl(build.and_(bits, ir.Constant(word, 0x7FFF)), ir.Constant(word, 13))
+    size = build.fmul(build.bitcast(apart, ir.FloatType()), ir.Constant(ir.FloatType(), 2.0**112))
+    sign = build.shl(build.and_(bits, ir.Constant(word, 0x8000)), ir.Constant(word, 16))
+    return build.bitcast(build.or_(build.bitcast(size, word), sign), ir.FloatType())
 
 
 def _load(context, build, array_type, array, at):

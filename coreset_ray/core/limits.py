@@ -24,22 +24,23 @@ def in_bytes(count: float) -> str:
 
 
 def check_memory(
-    n: int, m: int, channels: int, spreading: Spreading, nodes: Nodes, base: int
+    n: int, m: int, channels: int, spreading: Spreading, nodes: Nodes, base: int, width: int = 4
 ) -> list[NodeNeed]:
     """What each node needs while drawing; `ValueError` with the arithmetic and remedies where
-    one has less. base: bytes of a process before it holds anything of the pool."""
-    needs = node_needs(n, m, channels, spreading, nodes, base)
+    one has less. base: bytes of a process before it holds anything of the pool; width: of a value
+    of the columns."""
+    needs = node_needs(n, m, channels, spreading, nodes, base, width)
     short = next((need for need in needs if need.total > need.memory), None)
     if short is None:
         return needs
-    one = columns_total(n, m, spreading.row_shards)
+    one = columns_total(n, m, spreading.row_shards, width)
     raise ValueError(
         f"the plan does not fit: a node has {in_bytes(short.memory)} of memory for it, and scoring "
         f"{n:,} images of {m:,} dimensions in {spreading.workers} workers × {spreading.row_shards} "
         f"row shards needs {in_bytes(short.total)} there: columns {short.shards} × {in_bytes(one)} "
-        f"(5 bytes a value, 16 a row, and a sample) + {short.processes} processes × "
+        f"({width + 1} bytes a value, 16 a row, and a sample) + {short.processes} processes × "
         f"{in_bytes(short.each)}. "
-        + "; or ".join(_remedies(n, m, channels, spreading, nodes, base, short))
+        + "; or ".join(_remedies(n, m, channels, spreading, nodes, base, width, short))
     )
 
 
@@ -50,22 +51,25 @@ def _remedies(
     spreading: Spreading,
     nodes: Nodes,
     base: int,
+    width: int,
     short: NodeNeed,
 ) -> list[str]:
     """What would make it fit, as far as it can be told."""
     found = []
-    better = choose_spreading(n, m, nodes)
-    if better != spreading and _fits(node_needs(n, m, channels, better, nodes, base)):
+    better = choose_spreading(n, m, nodes, width=width)
+    if better != spreading and _fits(node_needs(n, m, channels, better, nodes, base, width)):
         found.append(
             f"set compute.row_shards={better.row_shards} and compute.score_workers={better.workers}"
         )
-    elif workers := _fewer_workers(n, m, channels, spreading, nodes, base):
+    elif workers := _fewer_workers(n, m, channels, spreading, nodes, base, width):
         found.append(f"set compute.score_workers={workers}")
+    if width > 2 and _fits(node_needs(n, m, channels, spreading, nodes, base, 2)):
+        found.append("set score.columns=float16, which rounds embeddings")
     cpus, memory = max(nodes, key=lambda node: node[1])
     for count in range(len(nodes) + 1, 1025):
         more = [(cpus, memory)] * count
-        wider = choose_spreading(n, m, more)
-        if _fits(node_needs(n, m, channels, wider, more, base)):
+        wider = choose_spreading(n, m, more, width=width)
+        if _fits(node_needs(n, m, channels, wider, more, base, width)):
             found.append(f"use {count} nodes of {cpus:g} CPUs and {in_bytes(memory)} each")
             break
     room = min(COLUMN_SHARE * short.memory, short.memory - short.processes * short.each)
@@ -77,11 +81,11 @@ def _remedies(
 
 
 def _fewer_workers(
-    n: int, m: int, channels: int, spreading: Spreading, nodes: Nodes, base: int
+    n: int, m: int, channels: int, spreading: Spreading, nodes: Nodes, base: int, width: int
 ) -> int | None:
     for workers in range(spreading.workers - 1, 0, -1):
         fewer = Spreading(workers, spreading.row_shards)
-        if _fits(node_needs(n, m, channels, fewer, nodes, base)):
+        if _fits(node_needs(n, m, channels, fewer, nodes, base, width)):
             return workers
     return None
 

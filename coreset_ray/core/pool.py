@@ -68,14 +68,14 @@ def pool_of(embedding: np.ndarray, uid: np.ndarray | None = None) -> Pool:
     return Pool(uid, {"embedding": z})
 
 
-def check_finite(embedding: np.ndarray) -> None:
+def check_finite(embedding: np.ndarray, first: int = 0) -> None:
     """`ValueError` that names the first row of an (n, m) embedding with a NaN, an infinity or a
-    number beyond float32's range."""
+    number beyond float32's range. first: the number of its first row."""
     with np.errstate(over="ignore"):
         bad = np.flatnonzero(~np.isfinite(embedding.astype(np.float32, copy=False)).all(axis=1))
     if len(bad):
         raise ValueError(
-            f"embedding row {bad[0]} holds a NaN or infinite value ({len(bad)} such rows): "
+            f"embedding row {first + bad[0]} holds a NaN or infinite value ({len(bad)} such rows): "
             "leave these rows out of the pool"
         )
 

@@ -11,6 +11,8 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
+from coreset_ray.core.lanes import number
+
 _BITS = 18  # of a float32, dropped for the code
 _LEVELS = 1 << (32 - _BITS)  # the codes there are
 _MIDDLE = 255  # rows of the sample whose median is the centre of the codes
@@ -43,7 +45,7 @@ class Cells(NamedTuple):
 @numba.njit(nogil=True, cache=True)
 def laid_out(index, dims, alpha):
     """The cells of a slice, fit for neighbourhoods of alpha rows."""
-    x, y = index.value[dims[0]], index.value[dims[1]]
+    x, y = _floats(index.value[dims[0]]), _floats(index.value[dims[1]])
     n = len(x)
     strips = int(min(n, 1 + _STRIPS * np.sqrt(n / alpha)))
     wide = int(max(1, min(_MOST_CELLS, n // (_ROWS_A_CELL * strips))))
@@ -65,6 +67,15 @@ def laid_out(index, dims, alpha):
     first = first[:-1]
     low, high = _extremes(ys, first, wide)
     return Cells(xs, ys, row, first, low, high, middle, cell_of, strip_of, wide)
+
+
+@numba.njit(nogil=True, cache=True)
+def _floats(column):
+    """A copy in float32, exact."""
+    out = np.empty(len(column), np.float32)
+    for i in range(len(column)):
+        out[i] = number(column, i)  # type: ignore[call-arg]
+    return out
 
 
 @numba.njit(nogil=True, cache=True)

@@ -7,6 +7,7 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ class Calibration:
         """What rows and bytes cost a process, by the largest trial on one node."""
         node = _nodes()[0]
         rows, dims = self.sizes[-1]
-        with self._laid(rows, dims, 1, [node]) as (folder, laid):
+        with self._laid(rows, dims, 1, "float32", [node]) as (folder, laid):
             there = NodeAffinitySchedulingStrategy(node, soft=False)
             meter: Any = _Meter.options(scheduling_strategy=there).remote(self.method, self.seed)  # type: ignore[attr-defined]
             base: Any = ray.get(meter.base.remote())
@@ -75,7 +76,7 @@ class Calibration:
         laid out on every machine, else on trials of one or two sizes."""
         assert isinstance(self.method, Sampled)
         if self.source is not None:
-            shards = row_shards(self.source[1], layout.row_shards, layout.scratch)
+            shards = layout.shards(self.source[1])
             pool = Pool(self.source[0], shards, layout.cpus, layout.gpus)
             done = _draw(pool, self.method, self.seed, layout.workers)
             if done is not None:
@@ -88,8 +89,9 @@ class Calibration:
         assert isinstance(self.method, Sampled)
         trials, start, workers = [], 0.0, 0
         for rows, dims in self.sizes:
-            with self._laid(rows, dims, layout.row_shards, _nodes()) as (folder, laid):
-                shards = row_shards(laid.parts, layout.row_shards, folder)
+            everywhere = self._laid(rows, dims, layout.row_shards, layout.columns, _nodes())
+            with everywhere as (folder, laid):
+                shards = replace(layout, scratch=folder).shards(laid.parts)
                 pool = Pool(f"{folder}/table", shards, layout.cpus, layout.gpus)
                 done = _draw(pool, self.method, self.seed, layout.workers)
                 assert done is not None, "a trial is laid out on every machine"
@@ -100,7 +102,7 @@ class Calibration:
 
     @contextmanager
     def _laid(
-        self, rows: int, dims: int, shards: int, nodes: Sequence[str]
+        self, rows: int, dims: int, shards: int, dtype: str, nodes: Sequence[str]
     ) -> Iterator[tuple[str, Laid]]:
         """A trial pool laid out in one temporary folder on each of these nodes."""
         folder = f"{tempfile.gettempdir()}/coreset-ray-plan-{uuid.uuid4().hex}"
@@ -109,7 +111,7 @@ class Calibration:
             laid = ray.get(
                 [
                     _lay_out.options(scheduling_strategy=pin).remote(
-                        folder, rows, dims, shards, self.source
+                        *(folder, rows, dims, shards, dtype, self.source)
                     )
                     for pin in pins
                 ]
@@ -238,8 +240,10 @@ def _scoring(
 
 
 @ray.remote(num_cpus=0)
-def _lay_out(folder: str, rows: int, dims: int, shards: int, source: Source | None) -> Laid:
-    return lay_out(folder, rows, dims, shards, source)
+def _lay_out(
+    folder: str, rows: int, dims: int, shards: int, dtype: str, source: Source | None
+) -> Laid:
+    return lay_out(folder, rows, dims, shards, dtype, source)
 
 
 @ray.remote(num_cpus=0)

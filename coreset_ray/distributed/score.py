@@ -9,27 +9,36 @@ import ray
 
 from coreset_ray.core.method import PerSample, Sampled
 from coreset_ray.core.pool import Pool as Rows
+from coreset_ray.core.rounding import rounding_effect
 from coreset_ray.distributed import finish
 from coreset_ray.distributed.draw import Drawing
 from coreset_ray.distributed.replicas import Pool
+from coreset_ray.distributed.trial import first_rows
 from coreset_ray.io.filesystem import Location, locate
 from coreset_ray.io.ledger import Ledger
-from coreset_ray.io.row_files import row_shards
+from coreset_ray.io.row_files import RowShard, row_shards
 from coreset_ray.io.tables import PartedTable, matrix, read_table, uid_words
 
+_ROUNDED = 20_000  # rows that show what rounding does, at most
 _FIRST_CHECK = 1 << 16  # draws after which a run may first be found stable
 
 
 @dataclass(frozen=True)
 class Layout:
     """How the pool is spread over processes. workers: replicas; row_shards: of each replica;
-    cpus, gpus: of each process; scratch: folder of each machine for the pool's columns."""
+    cpus, gpus: of each process; scratch: folder of each machine for the pool's columns; columns:
+    their dtype, float32 or float16."""
 
     workers: int
     row_shards: int
     cpus: float
     scratch: str
     gpus: float = 0.0
+    columns: str = "float32"
+
+    def shards(self, parts: dict[str, int]) -> list[RowShard]:
+        """The row shards of these parts, with the rows of each."""
+        return row_shards(parts, self.row_shards, self.scratch, self.columns)
 
 
 def score_rows(
@@ -57,7 +66,7 @@ def score_draws(
     are made, once two runs would correlate as much. Returns the pool's lowest and highest score,
     the method's facts, the stability report, and the chunks of draws with their checksums.
     """
-    shards = row_shards(parts, layout.row_shards, layout.scratch)
+    shards = layout.shards(parts)
     pool = Pool(table.folder.uri, shards, layout.cpus, layout.gpus)
     drawing = Drawing(pool, method, seed, ledger, layout.workers)
     try:
@@ -79,6 +88,20 @@ def score_draws(
         "stability": report,
         "chunks": [[c.first, c.last, f"{c.checksum:016x}"] for c in record.chunks],
     }
+
+
+def rounding(
+    method: Sampled, seed: int, table: PartedTable, parts: dict[str, int], dtype: str
+) -> dict[str, Any]:
+    """`rounding_effect` on the first rows of the pool."""
+    return ray.get(_rounding.remote(method, seed, table.folder.uri, parts, dtype))
+
+
+@ray.remote(num_cpus=1)
+def _rounding(
+    method: Sampled, seed: int, folder: str, parts: dict[str, int], dtype: str
+) -> dict[str, Any]:
+    return rounding_effect(method, seed, first_rows(folder, parts, _ROUNDED), dtype)
 
 
 def _checks(draws: int, stability: float | None) -> list[int]:

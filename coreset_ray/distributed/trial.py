@@ -31,7 +31,12 @@ class Laid:
 
 
 def lay_out(
-    folder: str, rows: int, dims: int, shards: int, source: tuple[str, dict[str, int]] | None
+    folder: str,
+    rows: int,
+    dims: int,
+    shards: int,
+    dtype: str,
+    source: tuple[str, dict[str, int]] | None,
 ) -> Laid:
     """Makes FOLDER/table and FOLDER/0-of-1 … from the source's first rows, else random ones."""
     table = PartedTable(locate(f"{folder}/table"))
@@ -45,7 +50,7 @@ def lay_out(
     for i, block in enumerate(np.array_split(embedding, count)):
         parts[f"part{i}"] = len(block)
         write_rows(table, f"part{i}", block)
-    shards_here = [RowFiles(shard, table) for shard in row_shards(parts, shards, folder)]
+    shards_here = [RowFiles(shard, table) for shard in row_shards(parts, shards, folder, dtype)]
     start = time.monotonic()
     known = survey(lambda step, *told: [getattr(s, step)(*told) for s in shards_here], rows)
     for shard in shards_here:
@@ -55,8 +60,11 @@ def lay_out(
     return Laid(parts, sum(f.stat().st_size for f in files), seconds)
 
 
-def first_rows(folder: str, parts: dict[str, int], rows: int, dims: int) -> np.ndarray:
-    """(rows, dims) of a table's first rows, by dimensions at equal distances that vary."""
+def first_rows(
+    folder: str, parts: dict[str, int], rows: int, dims: int | None = None
+) -> np.ndarray:
+    """(rows, dims) of a table's first rows, by all dimensions, or by so many at equal distances
+    that vary."""
     table, blocks, found = PartedTable(locate(folder)), [], 0
     for part in parts:
         if found >= rows:
@@ -64,7 +72,7 @@ def first_rows(folder: str, parts: dict[str, int], rows: int, dims: int) -> np.n
         whole = matrix(read_table(table.part(part), ["embedding"])["embedding"])
         blocks.append(whole[: rows - found])
         found += len(blocks[-1])
-    if dims >= blocks[0].shape[1]:
+    if dims is None or dims >= blocks[0].shape[1]:
         return np.concatenate(blocks)
     varying = np.flatnonzero(np.ptp(blocks[0], axis=0) > 0)
     pool = varying if len(varying) >= dims else np.arange(blocks[0].shape[1])

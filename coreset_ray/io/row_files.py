@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from coreset_ray.core.columns import Columns, Spread, extremes_of, moments_of, sample_of
+from coreset_ray.core.columns import Columns, Spread, blocks, extremes_of, moments_of, sample_of
 from coreset_ray.core.ranks import count_digits, ordered_bits
 from coreset_ray.io.layout import (
     is_finished,
@@ -21,19 +21,23 @@ from coreset_ray.io.tables import PartedTable
 @dataclass(frozen=True)
 class RowShard:
     """Rows of the pool: those of these parts, one after another. folder: where each machine that
-    works on it lays them out; rows: of each part; pool: rows of the whole pool."""
+    works on it lays them out; rows: of each part; pool: rows of the whole pool; dtype: of the
+    values laid out, float32 or float16."""
 
     folder: str
     parts: tuple[str, ...]
     rows: tuple[int, ...]
     pool: int
+    dtype: str = "float32"
 
     @property
     def size(self) -> int:
         return sum(self.rows)
 
 
-def row_shards(parts: dict[str, int], count: int, folder: str) -> list[RowShard]:
+def row_shards(
+    parts: dict[str, int], count: int, folder: str, dtype: str = "float32"
+) -> list[RowShard]:
     """Consecutive parts in as many shards of about as many rows; fewer where parts are few.
 
     parts: rows of each; folder: where each shard is to have one of its own.
@@ -46,7 +50,9 @@ def row_shards(parts: dict[str, int], count: int, folder: str) -> list[RowShard]
         seen += rows
     filled = [g for g in groups if g]
     return [
-        RowShard(f"{folder}/{i}-of-{len(filled)}", tuple(g), tuple(parts[p] for p in g), pool)
+        RowShard(
+            f"{folder}/{i}-of-{len(filled)}", tuple(g), tuple(parts[p] for p in g), pool, dtype
+        )
         for i, g in enumerate(filled)
     ]
 
@@ -63,7 +69,9 @@ class RowFiles:
     def lay_out(self) -> None:
         """Writes the values; what follows but `finish` and `columns` needs them."""
         with sole(self.folder):
-            write_values(self.folder, self.table, self.shard.parts, self.shard.size)
+            write_values(
+                self.folder, self.table, self.shard.parts, self.shard.size, self.shard.dtype
+            )
 
     def extremes(self) -> tuple[np.ndarray, np.ndarray]:
         """Lays out the values; their minimum and maximum by dimension."""
@@ -74,7 +82,7 @@ class RowFiles:
         """(m, r, 256) counts for a rank search in every dimension."""
         value = open_values(self.folder)[0]
         pairs = zip(value, found, strict=True)
-        return np.stack([count_digits(ordered_bits(c), f, shift) for c, f in pairs])
+        return np.stack([_digits(column, prefix, shift) for column, prefix in pairs])
 
     def moments(self, low: np.ndarray, high: np.ndarray) -> list[tuple[int, int]]:
         value = open_values(self.folder)[0]
@@ -99,3 +107,9 @@ class RowFiles:
     def columns(self) -> Columns:
         """Of a finished layout, memory-mapped."""
         return open_columns(self.folder)
+
+
+def _digits(column: np.ndarray, prefix: np.ndarray, shift: int) -> np.ndarray:
+    """(r, 256) counts of one dimension."""
+    parts = (ordered_bits(column[part].astype(np.float32)) for part in blocks(len(column)))
+    return sum(count_digits(bits, prefix, shift) for bits in parts)  # type: ignore[return-value]

@@ -7,7 +7,7 @@ part is ever written again.
 
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 
@@ -79,6 +79,17 @@ def read_table(location: Location, columns: Sequence[str] | None = None) -> pa.T
     """The named columns of a Parquet file."""
     with location.open_file() as source:
         return pq.read_table(source, columns=list(columns) if columns is not None else None)
+
+
+def read_blocks(location: Location, columns: Sequence[str], size: int) -> Iterator[pa.Table]:
+    """The same, in blocks of consecutive rows that take about so many bytes, one at a time in
+    memory."""
+    with location.open_file() as source:
+        file = pq.ParquetFile(source, buffer_size=1 << 20, pre_buffer=False)
+        sizes = file.metadata.row_group(0) if file.num_row_groups else None
+        each = max(1, sizes.total_byte_size // max(1, sizes.num_rows)) if sizes else 1
+        for batch in file.iter_batches(max(1, size // each), columns=list(columns)):
+            yield pa.Table.from_batches([batch])
 
 
 @dataclass(frozen=True)

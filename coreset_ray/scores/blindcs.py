@@ -10,7 +10,7 @@ import numpy as np
 
 from coreset_ray.core import batched
 from coreset_ray.core.cells import cover_and_penalise_slices
-from coreset_ray.core.columns import Columns, Index
+from coreset_ray.core.columns import Columns, Index, numbers
 from coreset_ray.core.draws import cover_and_penalise, lottery
 from coreset_ray.core.exchange import nearest_here, radii, settle, share_here, within_here
 from coreset_ray.core.method import Sampled
@@ -40,6 +40,10 @@ class _Draws(NamedTuple):
     def half(self) -> np.ndarray:
         """(t,) 0 or 1."""
         return self.group % 2
+
+    def at(self, rows: np.ndarray) -> "_Draws":
+        """These of the draws, in this order."""
+        return _Draws(*(array[rows] for array in self))
 
     def point(self, number: int) -> "_Draws":
         """The same draws with that one of their points."""
@@ -188,7 +192,8 @@ class BlindCS(Sampled):
     def tally_shard(
         self, columns: Columns, seed: int, first: int, last: int, total: np.ndarray
     ) -> Generator[Any, Any, None]:
-        for draws in self._batches(columns, seed, first, last, _EXCHANGED):
+        for batch in self._batches(columns, seed, first, last, _EXCHANGED):
+            draws = batch.at(near_order(batch.dims))
             for number in range(self.points_per_draw):
                 one = draws.point(number)
                 rows, message = self._cover_here(columns, one)
@@ -276,7 +281,7 @@ class BlindCS(Sampled):
         places = np.zeros(draws.dims.shape)
         if self.cover == "random":
             lottery(index.uid, draws.words[:, 0].copy(), rows, keys)
-            places = index.value[draws.dims, rows[:, None]].astype(np.float64)
+            places = numbers(index)[draws.dims, rows[:, None]].astype(np.float64)
         else:
             nearest_here(index, draws.dims, draws.points[:, 0].copy(), rows, keys, places)
         uid = np.where(rows[:, None] >= 0, index.uid[rows], _NO_KEY)
