@@ -82,6 +82,8 @@ def run_capped(options: argparse.Namespace) -> None:
     group = Path("/sys/fs/cgroup/memory/coreset_scale")
     group.mkdir(exist_ok=True)
     (group / "memory.limit_in_bytes").write_text(str(options.limit << 20))
+    for counter in ("memory.failcnt", "memory.max_usage_in_bytes"):  # of an earlier call
+        (group / counter).write_text("0")
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     peaks: dict[str, int] = {}
     stop = threading.Event()

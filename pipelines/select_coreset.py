@@ -16,7 +16,10 @@ from pipelines.inputs import NotReady
 
 _log = logging.getLogger(__name__)
 
-_TOLD = ("method", "params", "seed", "draws", "facts", "lowest", "highest", "stability")
+_TOLD = (
+    *("method", "params", "seed", "columns", "rounding", "draws", "facts"),
+    *("lowest", "highest", "stability"),
+)
 
 
 def stage_of(config: Config) -> tuple[Stage, Stage, dict[str, Any]]:

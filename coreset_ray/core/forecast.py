@@ -174,8 +174,8 @@ def rows_stage(pool: PoolSize, table_bytes: int, cpus: float, rows: RowCosts) ->
 
 
 def select_stage(pool: PoolSize, k: int, processes: int, rows: RowCosts) -> Stage:
-    """Reads uid and score of every row, in so many processes."""
-    seconds = rows.start + pool.rows * rows.rank / processes
+    """Reads uid and score of every row, in so many processes; one more writes the manifest."""
+    seconds = 2 * rows.start + pool.rows * rows.rank / processes
     reads = costs.score_bytes(pool.rows, pool.shards)
     return Stage("select", reads, costs.manifest_bytes(k), seconds)
 
