@@ -40,8 +40,8 @@ CONFIG = Path(__file__).parent.parent / "configs" / "cifar10_blindcs.yaml"
 LEVELS: dict[str, dict[str, Any]] = {
     "T = 100,000": {"draws": 100_000},
     "T = 1,000,000 (the paper)": {"draws": 1_000_000},
-    "T = 20,000,000, 400 x 4": {
-        **{"draws": 20_000_000, "draws_per_slice": 400, "points_per_draw": 4}
+    "T = 5,000,000, 400 x 4": {
+        **{"draws": 5_000_000, "draws_per_slice": 400, "points_per_draw": 4}
     },
 }
 LARGEST = 4351 / 50_000  # part of the pool that the largest group is

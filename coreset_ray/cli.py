@@ -14,6 +14,7 @@ _STAGES = {
     "run": ("run", "the whole chain: embed, score, select, export, evaluate"),
     "plan": ("plan", "say what a run would need and take, before anything runs"),
     "embed": ("embed", "embed every shard of the pool that is not embedded yet"),
+    "signals": ("signals", "find the nearest neighbours of every image of the embedded pool"),
     "score": ("score", "score every image of the embedded pool"),
     "select": ("select_coreset", "keep the best within the budget and write the manifest"),
     "export": ("export", "write the coreset as WebDataset shards, with an index and lists"),

@@ -85,6 +85,23 @@ class ScoreConfig(Section):
         return catalog.build(self.method, self.params, "score.params")
 
 
+class KnnConfig(Section):
+    """Nearest neighbours by cosine. index: `flat` compares every pair, `ivf` and `ivfpq` (of
+    compressed rows) only within the `probes` nearest of `lists` clusters of a block of about a
+    million rows; auto is by the size of the pool."""
+
+    k: Positive = 50
+    index: Literal["auto", "flat", "ivf", "ivfpq"] = "auto"
+    lists: Positive = 1024
+    probes: Positive = 32
+
+
+class SignalsConfig(Section):
+    """What further methods read beside embeddings."""
+
+    knn: KnnConfig = KnnConfig()
+
+
 class SelectConfig(Section):
     """budget: an integer is a count, a fraction (0.01) a share of the pool."""
 
@@ -166,6 +183,7 @@ class Config(Section):
     pool: PoolConfig
     embed: EmbedConfig = EmbedConfig()
     score: ScoreConfig = ScoreConfig()
+    signals: SignalsConfig = SignalsConfig()
     select: SelectConfig
     export: ExportConfig = ExportConfig()
     evaluate: EvaluateConfig | None = None

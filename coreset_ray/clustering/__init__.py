@@ -1,0 +1,1 @@
+"""Neighbours and clusters of embeddings, as functions of arrays."""
