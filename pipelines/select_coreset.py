@@ -5,7 +5,7 @@ from typing import Any
 
 from coreset_ray.config import Config, fingerprint, plain
 from coreset_ray.core.selection import resolve_budget
-from coreset_ray.core.stability import overlap
+from coreset_ray.core.stability import expected_overlap
 from coreset_ray.distributed.choose import choose_top
 from coreset_ray.distributed.session import session
 from coreset_ray.io.workspace import Stage, Workspace
@@ -61,7 +61,7 @@ def run(config: Config) -> dict[str, Any]:
     if noise := record.get("stability"):
         fraction = record["kept"] / record["rows"]
         selection["score"]["overlap_of_two_such_selections"] = {
-            "expected": overlap(noise["repeat"]["score"], fraction) if fraction < 1 else 1.0,
+            "expected": expected_overlap(noise, fraction),
             "by_chance": fraction,
         }
     (stage.folder / "selection.json").write_json(selection)

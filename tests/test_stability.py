@@ -48,14 +48,57 @@ def test_halves_foretell_a_repeated_run_and_the_price_of_an_overlap() -> None:
     assert stability.draws_for(0.5, 0.1, 1.0, draws) == draws
 
 
+def simulated(n: int, rng: np.random.Generator, tail: float):
+    """Runs of which few rows stand out (BlindCS on a pool with near-duplicates is like that):
+    two halves of one, the whole, and another whole."""
+    signal = 0.2 * rng.normal(size=n) + tail * rng.exponential(size=n) ** 3
+    halves = [signal + 2 * rng.normal(size=n) for _ in range(2)]
+    other = signal + 2 / np.sqrt(2) * rng.normal(size=n)
+    return halves, np.mean(halves, axis=0), other
+
+
+@pytest.mark.parametrize("tail", [0.0, 0.2])
+def test_overlaps_are_foretold_where_scores_are_not_normal(tail: float) -> None:
+    n = 200_000
+    (a, b), whole, other = simulated(n, np.random.default_rng(3), tail)
+    share = {}
+    for f in stability.FRACTIONS:
+        k = round(f * n)
+        share[f] = len(top(a, k) & top(b, k)) / k
+    r = float(np.corrcoef(a, b)[0, 1])
+    told = stability.report({"score": r}, share, 0.0, 1000, n)
+    worst = 0.0
+    for f in (*stability.FRACTIONS, 0.02, 0.2):
+        k = round(f * n)
+        seen = len(top(whole, k) & top(other, k)) / k
+        if f in share:
+            assert told["top"][str(f)]["repeat"] == pytest.approx(seen, abs=0.04)
+        assert stability.expected_overlap(told, f) == pytest.approx(seen, abs=0.07)
+        worst = max(worst, stability.overlap(stability.repeatability(r), f) - seen)
+    assert stability.expected_overlap(told, 1.0) == 1.0
+    if tail:
+        assert worst > 0.1, "the correlation alone promises too much"
+
+
+def test_a_few_images_are_not_counted() -> None:
+    """Of 900, the top 1% are nine: what they share says less than the correlation does."""
+    shared = {0.01: 0.9, 0.3: 0.5}
+    told = stability.report({"score": 0.2}, shared, 0.0, 1000, 900)
+    assert told["top"]["0.01"]["correlation"] == stability.repeatability(0.2)
+    assert stability.overlap(stability.correlation_of(0.5, 0.3), 0.3) == pytest.approx(0.5)
+    expected = stability.repeatability(stability.correlation_of(0.5, 0.3))
+    assert told["top"]["0.3"]["correlation"] == expected
+    assert [stability.correlation_of(s, 0.1) for s in (0.0, 1.0)] == [-1.0, 1.0]
+
+
 def test_noise_is_said_in_words_and_signal_is_not() -> None:
     overlaps = dict.fromkeys(stability.FRACTIONS, 0.2)
-    noisy = stability.report({"score": 0.01, "coverage": 0.5}, overlaps, 0.1, 1000)
+    noisy = stability.report({"score": 0.01, "coverage": 0.5}, overlaps, 0.1, 1000, 500)
     words = stability.in_words(noisy)
     assert words and "mostly noise" in words and "0.02" in words and "10% by chance" in words
-    nothing = stability.report({"score": -0.1}, overlaps, 0.1, 1000)
+    nothing = stability.report({"score": -0.1}, overlaps, 0.1, 1000, 500)
     assert "can be told" in (stability.in_words(nothing) or "")
-    assert stability.in_words(stability.report({"score": 0.9}, overlaps, 0, 1000)) is None
+    assert stability.in_words(stability.report({"score": 0.9}, overlaps, 0, 1000, 300)) is None
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.float64])

@@ -1,7 +1,9 @@
 """How much of a sum of random draws is signal: what two independent halves of the draws say.
 
-Source: Spearman (1910) and Brown (1910) for the reliability of a whole from that of its halves;
-overlaps and extrapolations assume that two runs' scores are jointly normal.
+Source: Spearman (1910) and Brown (1910) for the reliability of a whole from that of its halves.
+Extrapolations assume that two runs' scores are jointly normal near the cut in question: what the
+halves share of a top fraction says which normal scores would share as much. One correlation for all
+cuts would not do where few images stand out and the rest are noise.
 """
 
 import math
@@ -13,6 +15,7 @@ import numpy as np
 FRACTIONS = (0.01, 0.05, 0.1, 0.3)  # budgets whose overlap is reported
 _TARGET = 0.5  # the overlap whose price in draws is reported
 _MOSTLY_NOISE = 0.5
+_COUNTED = 100  # images of a top fraction from which on what halves share is counted
 
 
 def correlation(sums: Sequence[float], rows: int) -> float:
@@ -40,6 +43,17 @@ def overlap(r: float, fraction: float) -> float:
     return float(np.trapezoid(density * tail, x) / fraction)
 
 
+def correlation_of(shared: float, fraction: float) -> float:
+    """The inverse of `overlap`: the correlation of runs that share so much of their top."""
+    if shared >= 1:
+        return 1.0
+    low, high = -1.0, 1.0
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (middle, high) if overlap(middle, fraction) < shared else (low, middle)
+    return low if low > -1 else -1.0
+
+
 def draws_for(target: float, fraction: float, r: float, draws: int) -> int | None:
     """Draws with which two runs would share `target` of their top `fraction`, given that with
     `draws` they correlate at r: noise falls with the root of draws. None where r shows no signal.
@@ -56,26 +70,52 @@ def draws_for(target: float, fraction: float, r: float, draws: int) -> int | Non
 
 
 def report(
-    halves: Mapping[str, float], overlaps: Mapping[float, float], untouched: float, draws: int
+    halves: Mapping[str, float],
+    overlaps: Mapping[float, float],
+    untouched: float,
+    draws: int,
+    rows: int,
 ) -> dict[str, Any]:
     """halves: correlation between the halves by column; overlaps: of the halves' top fractions;
-    untouched: share of images that no draw changed."""
+    untouched: share of images that no draw changed.
+
+    top: for each fraction what the halves share, the correlation of two whole runs near that cut
+    (by all scores where the fraction is of too few images), and what those would share.
+    """
     whole = {name: repeatability(r) for name, r in halves.items()}
     r = whole["score"]
+    near = {
+        f: repeatability(correlation_of(seen, f)) if f * rows >= _COUNTED else r
+        for f, seen in overlaps.items()
+    }
     return {
         "draws": draws,
         "halves": dict(halves),
         "repeat": whole,
         "signal_to_noise": r / (1 - r) if r < 1 else None,
         "top": {
-            str(f): {"halves": seen, "repeat": overlap(r, f), "chance": f}
+            str(f): {
+                **{"halves": seen, "correlation": near[f]},
+                **{"repeat": overlap(near[f], f), "chance": f},
+            }
             for f, seen in overlaps.items()
         },
         "untouched": untouched,
         "draws_for": {
-            str(f): {"overlap": _TARGET, "draws": draws_for(_TARGET, f, r, draws)} for f in overlaps
+            str(f): {"overlap": _TARGET, "draws": draws_for(_TARGET, f, near[f], draws)}
+            for f in overlaps
         },
     }
+
+
+def expected_overlap(report: Mapping[str, Any], fraction: float) -> float:
+    """Share of the top `fraction` that two such runs would have in common; between the fractions
+    of the report its correlations are interpolated."""
+    if fraction >= 1:
+        return 1.0
+    places = [float(f) for f in report["top"]]  # ascending
+    near = np.interp(fraction, places, [top["correlation"] for top in report["top"].values()])
+    return overlap(float(near), fraction)
 
 
 def in_words(report: Mapping[str, Any]) -> str | None:

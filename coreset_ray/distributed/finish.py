@@ -49,7 +49,7 @@ def judge(actors: Sequence[Any], draws: int, rows: int) -> dict[str, Any]:
         for f, (left, right, shared) in zip(stability.FRACTIONS, both, strict=True)
     }
     untouched = sum(ray.get([a.untouched.remote() for a in actors])) / rows
-    return stability.report(halves, overlaps, untouched, draws)
+    return stability.report(halves, overlaps, untouched, draws, rows)
 
 
 def write_scores(actors: Sequence[Any], table: str, out: str) -> tuple[float, float]:
