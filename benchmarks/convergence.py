@@ -60,6 +60,7 @@ def main() -> None:
     running.add_argument("workspace")
     running.add_argument("--budgets", type=float, nargs="+", default=[0.01, 0.05, 0.1, 0.3])
     running.add_argument("--seeds", type=int, default=5)
+    running.add_argument("--levels", type=int, nargs="+", default=[0, 1, 2], help="which of them")
     running.set_defaults(run=compare)
     options = parser.parse_args()
     options.run(options)
@@ -111,7 +112,8 @@ def compare(options: argparse.Namespace) -> None:
     labels = labeled(table)
     truth = labeled(test)
     results, jobs = [], []
-    for name, params in {**LEVELS, "random": None}.items():
+    levels = dict(list(LEVELS.items())[i] for i in options.levels)
+    for name, params in {**levels, "random": None}.items():
         for budget in options.budgets:
             kept = [chosen(config, params, budget, seed) for seed in range(options.seeds)]
             describe(name, kept)
