@@ -88,6 +88,9 @@ def test_a_few_images_are_not_counted() -> None:
     assert stability.overlap(stability.correlation_of(0.5, 0.3), 0.3) == pytest.approx(0.5)
     expected = stability.repeatability(stability.correlation_of(0.5, 0.3))
     assert told["top"]["0.3"]["correlation"] == expected
+    for top_ in told["top"].values():
+        del top_["correlation"]  # as reports once were
+    assert stability.expected_overlap(told, 0.2) == stability.overlap(told["repeat"]["score"], 0.2)
     assert [stability.correlation_of(s, 0.1) for s in (0.0, 1.0)] == [-1.0, 1.0]
 
 

@@ -114,8 +114,9 @@ def expected_overlap(report: Mapping[str, Any], fraction: float) -> float:
     if fraction >= 1:
         return 1.0
     places = [float(f) for f in report["top"]]  # ascending
-    near = np.interp(fraction, places, [top["correlation"] for top in report["top"].values()])
-    return overlap(float(near), fraction)
+    all_scores = report["repeat"]["score"]  # earlier reports had no other
+    near = [top.get("correlation", all_scores) for top in report["top"].values()]
+    return overlap(float(np.interp(fraction, places, near)), fraction)
 
 
 def in_words(report: Mapping[str, Any]) -> str | None:
