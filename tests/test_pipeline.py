@@ -271,7 +271,7 @@ def test_help_is_worth_reading(stage, capsys):
 def test_pipelines_run_as_modules():
     modules = sorted(p.stem for p in (Path(__file__).parent.parent / "pipelines").glob("*.py"))
     runnable = [m for m in modules if m not in ("__init__", "inputs", "report")]
-    assert len(runnable) == 9
+    assert "embed" in runnable
     for module in runnable:
         source = (Path(cli.__file__).parent.parent / "pipelines" / f"{module}.py").read_text()
         name = module.removesuffix("_coreset")
