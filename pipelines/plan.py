@@ -168,7 +168,7 @@ def _memory(
         return []
     return limits.check_memory(
         *(pool.rows, pool.dims, method.channels, _spreading(layout), on.nodes, rows.base),
-        costs.value_bytes(layout.columns),
+        layout.width,
     )
 
 
@@ -192,7 +192,7 @@ def _check_disk(config: Config, pool: PoolSize, state: _State, layout: Layout | 
         needs["sums"] = costs.ledger_bytes(n, method.channels, layout.workers)
         if not _laid_out(layout):
             columns = layout.row_shards * costs.columns_total(
-                *(n, pool.dims, layout.row_shards, costs.value_bytes(layout.columns))
+                *(n, pool.dims, layout.row_shards, layout.width)
             )
     needs["scores"] = 0 if "score" in state.finished else costs.score_bytes(n, pool.shards)
     chosen = pool.image_bytes * k // n
@@ -232,7 +232,7 @@ def _stages(
     if layout is not None and isinstance(method, Sampled):
         scoring = forecast.score_stage(
             *(pool, table, method.channels, state.left, _spreading(layout), len(on.nodes)),
-            *(_laid_out(layout), drawing, rows, costs.value_bytes(layout.columns)),
+            *(_laid_out(layout), drawing, rows, layout.width),
         )
     else:
         scoring = forecast.rows_stage(pool, table, on.cpus, rows)
@@ -252,7 +252,7 @@ def _stages(
 def _layout_told(pool: PoolSize, layout: Layout | None) -> dict[str, Any] | None:
     if layout is None:
         return None
-    width = costs.value_bytes(layout.columns)
+    width = layout.width
     files = costs.column_bytes(pool.rows, pool.dims, layout.row_shards, width)
     return {
         "workers": layout.workers,

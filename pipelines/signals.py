@@ -65,10 +65,13 @@ def run(config: Config) -> dict[str, Any]:
         )
     return stage.finish(
         {
-            **{"snapshot": key_of(snapshot), "table": snapshot["table"], "parts": parts},
+            "snapshot": key_of(snapshot),
+            "table": snapshot["table"],
+            "parts": parts,
             **vars(search),
             **facts,
-            **{"seconds": seconds, "version": __version__},
+            "seconds": seconds,
+            "version": __version__,
         }
     )
 

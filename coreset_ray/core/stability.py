@@ -62,11 +62,8 @@ def draws_for(target: float, fraction: float, r: float, draws: int) -> int | Non
         return None
     if r >= 1:
         return draws
-    low, high = 0.0, 1.0 - 1e-9
-    for _ in range(50):
-        middle = (low + high) / 2
-        low, high = (middle, high) if overlap(middle, fraction) < target else (low, middle)
-    return math.ceil(draws * (high / (1 - high)) / (r / (1 - r)))
+    needed = correlation_of(target, fraction)
+    return math.ceil(draws * (needed / (1 - needed)) / (r / (1 - r)))
 
 
 def report(
@@ -95,8 +92,10 @@ def report(
         "signal_to_noise": r / (1 - r) if r < 1 else None,
         "top": {
             str(f): {
-                **{"halves": seen, "correlation": near[f]},
-                **{"repeat": overlap(near[f], f), "chance": f},
+                "halves": seen,
+                "correlation": near[f],
+                "repeat": overlap(near[f], f),
+                "chance": f,
             }
             for f, seen in overlaps.items()
         },

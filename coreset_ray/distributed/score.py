@@ -7,6 +7,7 @@ from typing import Any
 
 import ray
 
+from coreset_ray.core.costs import value_bytes
 from coreset_ray.core.method import PerSample, Sampled
 from coreset_ray.core.pool import Pool as Rows
 from coreset_ray.core.rounding import rounding_effect
@@ -35,6 +36,11 @@ class Layout:
     scratch: str
     gpus: float = 0.0
     columns: str = "float32"
+
+    @property
+    def width(self) -> int:
+        """Bytes of a value of the columns."""
+        return value_bytes(self.columns)
 
     def shards(self, parts: dict[str, int]) -> list[RowShard]:
         """The row shards of these parts, with the rows of each."""
