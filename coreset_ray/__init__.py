@@ -8,6 +8,7 @@ In a notebook, without Ray:
     kept.rows, kept.gains, kept.weights
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -27,15 +28,18 @@ def score(
     method: str = "blindcs",
     seed: int = 0,
     uid: np.ndarray | None = None,
+    signals: Mapping[str, np.ndarray] | None = None,
     **params: Any,
 ) -> np.ndarray:
     """Raw score of every row; the highest are the ones to keep.
 
     embedding: (n, m) floating point; uid: (n, 2) uint64 identities, by default the positions;
+    signals: further columns that the method needs, each of n rows, e.g. `dynamics.margin`, (n, t);
     params: the method's hyper-parameters. Returns (n,) float64.
     Raises `ValueError` for an unknown method, a hyper-parameter out of range, or rows with NaN.
     """
-    return score_columns(catalog.build(method, params), pool_of(embedding, uid), seed)[0]["score"]
+    pool = pool_of(embedding, uid, signals)
+    return score_columns(catalog.build(method, params), pool, seed)[0]["score"]
 
 
 def select(
@@ -45,10 +49,12 @@ def select(
     method: str = "blindcs",
     seed: int = 0,
     uid: np.ndarray | None = None,
+    signals: Mapping[str, np.ndarray] | None = None,
     **params: Any,
 ) -> Selection:
     """The k rows to keep, best first: k is a count, or a fraction of the rows as a float.
 
     Other arguments and errors as in `score`.
     """
-    return select_rows(catalog.build(method, params), pool_of(embedding, uid), k, seed)
+    pool = pool_of(embedding, uid, signals)
+    return select_rows(catalog.build(method, params), pool, k, seed)

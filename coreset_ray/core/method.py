@@ -18,8 +18,9 @@ from coreset_ray.core.pool import Pool
 class Scorer(ABC):
     """A method that gives every image one number; the highest are kept.
 
-    needs: the columns it may see. source: where its equations stand. cost: in the legend's
-    letters.
+    needs: the columns it may see: `embedding`, and SIGNAL.COLUMN for what `coreset-ray signals`
+    writes. source: where its equations stand. cost: in the legend's letters. seeded: whether the
+    answer depends on the seed.
     """
 
     __pydantic_config__: ClassVar[Mapping[str, Any]] = {"extra": "forbid"}  # no unknown settings
@@ -27,6 +28,7 @@ class Scorer(ABC):
     needs: ClassVar[tuple[str, ...]]
     source: ClassVar[str]
     cost: ClassVar[str]
+    seeded: ClassVar[bool] = True
 
     def rank_key(self, score: np.ndarray, uid: np.ndarray, seed: int) -> np.ndarray:
         """What the ranking sorts by: (n,) scores → (n,) float64. The score itself by default."""

@@ -45,8 +45,15 @@ class Pool:
         return Pool(self.uid[rows], {name: c[rows] for name, c in self.columns.items()})
 
 
-def pool_of(embedding: np.ndarray, uid: np.ndarray | None = None) -> Pool:
-    """A pool around an (n, m) array; without `uid`, a row's identity is its position."""
+def pool_of(
+    embedding: np.ndarray,
+    uid: np.ndarray | None = None,
+    signals: Mapping[str, np.ndarray] | None = None,
+) -> Pool:
+    """A pool around an (n, m) array; without `uid`, a row's identity is its position.
+
+    signals: further columns by name, each of n rows.
+    """
     z = np.asarray(embedding)
     if z.ndim != 2 or z.shape[0] == 0 or z.shape[1] == 0:
         raise ValueError(f"embedding has shape {z.shape}: expected (n, m) with n ≥ 1 and m ≥ 1")
@@ -65,7 +72,13 @@ def pool_of(embedding: np.ndarray, uid: np.ndarray | None = None) -> Pool:
     if len(twice):
         first, second = order[twice[0]], order[twice[0] + 1]
         raise ValueError(f"rows {first} and {second} have the same uid: each row needs its own")
-    return Pool(uid, {"embedding": z})
+    for name, column in (signals or {}).items():
+        if len(column) != len(z):
+            raise ValueError(
+                f"signals[{name!r}] has {len(column)} rows: expected {len(z)}, one for each row of "
+                "the embedding"
+            )
+    return Pool(uid, {"embedding": z, **(signals or {})})
 
 
 def check_finite(embedding: np.ndarray, first: int = 0) -> None:

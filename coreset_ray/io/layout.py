@@ -2,31 +2,21 @@
 embedding parts and memory-mapped by every process that works on it."""
 
 import contextlib
-import fcntl
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from coreset_ray.core.columns import Columns, Spread, assemble, code_shape, fill_codes
 from coreset_ray.core.pool import check_finite
+from coreset_ray.io.array_files import ArrayWriter, create_array, open_array
 from coreset_ray.io.tables import PartedTable, matrix, read_blocks, uid_words
 
 _FLOAT16_END = 65_520.0  # from here on float16 rounds to infinity
 _BLOCK = 16 << 20  # bytes of a part that are read at once
 _SPREAD = ("low", "mode", "high", "mean", "deviation")
-
-
-@contextlib.contextmanager
-def sole(folder: Path) -> Iterator[None]:
-    """Holds the folder's lock: one process of this machine makes what others wait for."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
 
 
 def write_values(
@@ -48,8 +38,8 @@ def write_values(
                 embedding = _checked(part, end - first, matrix(block["embedding"]), dtype)
                 if value is None or uid is None:
                     kind, m = embedding.dtype, embedding.shape[1]
-                    value = files.enter_context(_Writer(folder / "value.npy", kind, (m, rows)))
-                    uid = files.enter_context(_Writer(folder / "uid.npy", np.uint64, (rows, 2)))
+                    value = files.enter_context(ArrayWriter(folder / "value.npy", kind, (m, rows)))
+                    uid = files.enter_context(ArrayWriter(folder / "uid.npy", np.uint64, (rows, 2)))
                 start, end = end, end + len(embedding)
                 assert end <= rows, "parts hold more rows"
                 for j, column in enumerate(np.ascontiguousarray(embedding.T)):
@@ -57,31 +47,6 @@ def write_values(
                 uid.write(uid_words(block["uid"]), start, 0)
         assert end == rows and value is not None, "parts hold fewer rows"
     (folder / "values.done").touch()
-
-
-class _Writer:
-    """A new .npy file of two dimensions, written piece by piece in any order. Not mapped: a page
-    of a map is read before it is written, and with it what the system reads ahead."""
-
-    def __init__(self, path: Path, kind: Any, shape: tuple[int, int]):
-        self.path, self.kind, self.shape = path, np.dtype(kind), shape
-
-    def __enter__(self) -> "_Writer":
-        self.start = _create(self.path, self.kind, self.shape).offset
-        self.file = self.path.open("r+b")
-        return self
-
-    def write(self, piece: np.ndarray, row: int, column: int) -> None:
-        """Puts a piece, contiguous and of the file's dtype, at a place and what follows it."""
-        place = (row * self.shape[1] + column) * self.kind.itemsize
-        left = np.ascontiguousarray(piece, self.kind).data.cast("B")
-        while left:
-            done = os.pwrite(self.file.fileno(), left, self.start + place)
-            left, place = left[done:], place + done
-
-    def __exit__(self, *error: object) -> None:
-        os.fsync(self.file.fileno())
-        self.file.close()
 
 
 def _checked(part: str, first: int, embedding: np.ndarray, dtype: str) -> np.ndarray:
@@ -103,7 +68,7 @@ def _checked(part: str, first: int, embedding: np.ndarray, dtype: str) -> np.nda
 
 def open_values(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     """value (m, n) and uid (n, 2)."""
-    return _open(folder / "value.npy"), _open(folder / "uid.npy")
+    return open_array(folder / "value.npy"), open_array(folder / "uid.npy")
 
 
 def write_index(folder: Path, spread: Spread, sample: np.ndarray, rows: int) -> None:
@@ -111,7 +76,7 @@ def write_index(folder: Path, spread: Spread, sample: np.ndarray, rows: int) -> 
     if is_finished(folder):
         return
     value = open_values(folder)[0]
-    code = _create(folder / "code.npy", np.uint8, code_shape(value))
+    code = create_array(folder / "code.npy", np.uint8, code_shape(value))
     fill_codes(value, spread, code)
     code.flush()
     np.save(folder / "sample.npy", sample)
@@ -130,13 +95,5 @@ def open_columns(folder: Path) -> Columns:
     rows = json.loads((folder / "layout.json").read_text())["rows"]
     spread = Spread(*np.load(folder / "spread.npy"))
     value, uid = open_values(folder)
-    code, sample = _open(folder / "code.npy"), _open(folder / "sample.npy")
+    code, sample = open_array(folder / "code.npy"), open_array(folder / "sample.npy")
     return assemble(value, code, sample, uid, spread, rows)
-
-
-def _open(path: Path) -> np.ndarray:
-    return np.load(path, mmap_mode="r").view(np.ndarray)
-
-
-def _create(path: Path, kind: Any, shape: tuple[int, ...]) -> np.memmap:
-    return np.lib.format.open_memmap(path, mode="w+", dtype=kind, shape=shape)

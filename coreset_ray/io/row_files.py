@@ -7,11 +7,11 @@ import numpy as np
 
 from coreset_ray.core.columns import Columns, Spread, blocks, extremes_of, moments_of, sample_of
 from coreset_ray.core.ranks import count_digits, ordered_bits
+from coreset_ray.io.array_files import sole
 from coreset_ray.io.layout import (
     is_finished,
     open_columns,
     open_values,
-    sole,
     write_index,
     write_values,
 )

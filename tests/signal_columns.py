@@ -1,0 +1,79 @@
+"""Columns of every signal for a made-up pool, as a pipeline would write them."""
+
+import numpy as np
+
+from coreset_ray.core.pool import Pool
+
+K, EPOCHS, CLASSES = 5, 12, 4
+
+
+def pool_with_signals(embedding: np.ndarray, uid: np.ndarray, seed: int = 0) -> Pool:
+    """Neighbours are those of the embedding; the rest is drawn."""
+    rng = np.random.default_rng(seed)
+    return Pool(uid, {"embedding": embedding, **neighbors(embedding), **drawn(len(uid), rng)})
+
+
+def neighbors(embedding: np.ndarray) -> dict[str, np.ndarray]:
+    """The K most similar rows by cosine, best first."""
+    z = embedding.astype(np.float64)
+    unit = z / np.maximum(np.abs(z).max(axis=1, keepdims=True), 1e-300)
+    unit /= np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), 1e-300)
+    similarity = unit @ unit.T
+    np.fill_diagonal(similarity, -np.inf)
+    k = min(K, len(z) - 1)
+    found = np.argsort(-similarity, axis=1, kind="stable")[:, :k]
+    return {
+        "knn.neighbor": found,
+        "knn.similarity": np.take_along_axis(similarity, found, 1).astype(np.float32),
+    }
+
+
+def drawn(n: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Clusters, pseudo-labels and what a classifier's training leaves behind."""
+    logits = np.cumsum(rng.normal(size=(n, EPOCHS, CLASSES)), axis=1)
+    label = rng.integers(0, CLASSES, n)
+    return {
+        "clusters.cluster": rng.integers(0, 3, n).astype(np.int32),
+        "clusters.distance": rng.random(n).astype(np.float32),
+        "pseudo_labels.label": label.astype(np.int32),
+        "pseudo_labels.confidence": rng.random(n).astype(np.float32),
+        "pseudo_labels.agreement": rng.random(n).astype(np.float32),
+        **dynamics(logits, label),
+    }
+
+
+def dynamics(logits: np.ndarray, label: np.ndarray) -> dict[str, np.ndarray]:
+    """What is recorded of logits (n, t, c) in each epoch, for labels (n,): arrays (n, t)."""
+    high = logits - logits.max(axis=2, keepdims=True)
+    log_p = high - np.log(np.exp(high).sum(axis=2, keepdims=True))
+    p, rows = np.exp(log_p), np.arange(len(label))
+    target, others = p[rows, :, label], p.copy()
+    others[rows, :, label] = -1
+    hot = np.eye(p.shape[2])[label][:, None]
+    step = np.abs(p[:, 1:] * (log_p[:, 1:] - log_p[:, :-1])).sum(axis=2)
+    top = np.sort(p, axis=2)
+    found = {
+        "margin": target - others.max(axis=2),
+        "correct": p.argmax(axis=2) == label[:, None],
+        "error_norm": np.linalg.norm(p - hot, axis=2),
+        "loss": -log_p[rows, :, label],
+        "target_probability": target,
+        "entropy": -(p * log_p).sum(axis=2),
+        "confidence": top[..., -1],
+        "runner_up": top[..., -2],
+        "change": np.concatenate([np.zeros((len(label), 1)), step], axis=1),
+    }
+    return {
+        f"dynamics.{n}": v if v.dtype == bool else v.astype(np.float32) for n, v in found.items()
+    }
+
+
+def rearranged(of: Pool, order: np.ndarray) -> Pool:
+    """The same rows in another order, neighbours still pointing at the rows they name."""
+    moved = of.take(order)
+    if "knn.neighbor" not in of.columns:
+        return moved
+    place = np.empty(len(order), np.int64)
+    place[order] = np.arange(len(order))
+    neighbor = place[moved.columns["knn.neighbor"]]
+    return Pool(moved.uid, {**moved.columns, "knn.neighbor": neighbor})
