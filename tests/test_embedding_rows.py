@@ -35,7 +35,7 @@ def test_a_file_is_written_once(tmp_path: Path) -> None:
 def test_bad_parts_are_named(tmp_path: Path) -> None:
     table, parts = table_of(tmp_path / "table", np.ones((40, 3)), 2)
     write_rows(table, "p1", np.ones((20, 4), np.float32))
-    with pytest.raises(ValueError, match="'p1' holds embeddings of 4 .* 'p0' has 3"):
+    with pytest.raises(ValueError, match=r"'p1' holds embeddings of 4 .* 'p0' has 3"):
         lay_rows(tmp_path / "rows", table, parts)
     bad = np.ones((20, 3), np.float32)
     bad[7, 2] = np.nan
