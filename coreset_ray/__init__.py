@@ -6,6 +6,7 @@ In a notebook, without Ray:
     scores = coreset_ray.score(Z, method="blindcs", seed=0, draws=100_000)
     kept = coreset_ray.select(Z, 500, method="blindcs", seed=0, draws=100_000)
     kept.rows, kept.gains, kept.weights
+    kept = coreset_ray.select(Z, 500, method="random", selector="ccs", group=cluster)
 """
 
 from collections.abc import Mapping
@@ -14,7 +15,9 @@ from typing import Any
 import numpy as np
 
 from coreset_ray import catalog
+from coreset_ray.core.greedy import Greedy, greedy_rows
 from coreset_ray.core.pool import pool_of
+from coreset_ray.core.rule import Rule, check_group
 from coreset_ray.core.run import score_columns, select_rows
 from coreset_ray.core.selection import Selection
 from coreset_ray.version import __version__
@@ -50,11 +53,30 @@ def select(
     seed: int = 0,
     uid: np.ndarray | None = None,
     signals: Mapping[str, np.ndarray] | None = None,
+    selector: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+    group: np.ndarray | None = None,
     **params: Any,
 ) -> Selection:
     """The k rows to keep, best first: k is a count, or a fraction of the rows as a float.
 
-    Other arguments and errors as in `score`.
+    method: scores the rows, or is a greedy selector itself. selector, settings: which rule keeps
+    what of the scores, by default the highest; group: (n,) integers from 0, of rows that are to be
+    represented alike. Other arguments and errors as in `score`.
     """
     pool = pool_of(embedding, uid, signals)
-    return select_rows(catalog.build(method, params), pool, k, seed)
+    kind = catalog.selector_classes().get(method)
+    if kind is not None and issubclass(kind, Greedy):
+        if selector is not None or group is not None:
+            raise ValueError(f"method {method!r} selects by itself: leave out selector and group")
+        greedy = catalog.build_selector(method, params)
+        assert isinstance(greedy, Greedy)
+        return greedy_rows(greedy, pool, k, seed)
+    if selector is None and group is None and not settings:
+        return select_rows(catalog.build(method, params), pool, k, seed)
+    rule = catalog.build_selector(selector or "top", dict(settings or {}), "settings")
+    if not isinstance(rule, Rule):
+        raise ValueError(f"selector={selector!r} selects by itself: give it as the method")
+    return select_rows(
+        catalog.build(method, params), pool, k, seed, rule, check_group(group, len(pool))
+    )

@@ -8,34 +8,44 @@ from functools import cache
 from types import MappingProxyType
 from typing import Any
 
-from coreset_ray import scores
-from coreset_ray.core.method import PerSample, Sampled, Scorer
+from coreset_ray import scores, selectors
+from coreset_ray.core.greedy import Greedy
+from coreset_ray.core.method import Method, PerSample, Sampled, Scorer
+from coreset_ray.core.rule import Rule
 from coreset_ray.strict import validate
 
-_FOLDERS = (scores,)
-_SHAPES = (PerSample, Sampled)
+_SHAPES = (PerSample, Sampled, Rule, Greedy)
 
 
 @cache
 def methods() -> MappingProxyType[str, type[Scorer]]:
-    """Every method by name."""
+    """Every method that scores, by name."""
+    return _found_in(scores, Scorer)
+
+
+@cache
+def selector_classes() -> MappingProxyType[str, type[Rule] | type[Greedy]]:
+    """Every method that selects, by name: rules over scores, and greedy ones."""
+    return _found_in(selectors, (Rule, Greedy))
+
+
+def _found_in(folder: Any, kind: Any) -> MappingProxyType[str, Any]:
     found = {}
-    for folder in _FOLDERS:
-        for info in pkgutil.iter_modules(folder.__path__):
-            module = importlib.import_module(f"{folder.__name__}.{info.name}")
-            classes = [c for _, c in inspect.getmembers(module, _is_method_of(module))]
-            assert len(classes) == 1, f"{module.__name__} must define exactly one method"
-            found[info.name] = classes[0]
+    for info in pkgutil.iter_modules(folder.__path__):
+        module = importlib.import_module(f"{folder.__name__}.{info.name}")
+        classes = [
+            c
+            for _, c in inspect.getmembers(module, inspect.isclass)
+            if issubclass(c, kind) and c.__module__ == module.__name__
+        ]
+        assert len(classes) == 1, f"{module.__name__} must define exactly one method"
+        found[info.name] = classes[0]
     return MappingProxyType(dict(sorted(found.items())))
 
 
 def method_class(name: str) -> type[Scorer]:
     """The method of that name; `ValueError` with the nearest names when there is none."""
-    if name not in methods():
-        near = difflib.get_close_matches(name, methods(), n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"method {name!r} does not exist: {hint}there are {', '.join(methods())}")
-    return methods()[name]
+    return _named(name, methods(), "method")
 
 
 def build(name: str, params: dict[str, Any], where: str = "") -> Scorer:
@@ -47,12 +57,19 @@ def build(name: str, params: dict[str, Any], where: str = "") -> Scorer:
     return validate(method_class(name), params, where)
 
 
-def shape_of(method: type[Scorer]) -> str:
+def build_selector(name: str, params: dict[str, Any], where: str = "") -> Rule | Greedy:
+    """The selector with these settings, as `build`."""
+    return validate(_named(name, selector_classes(), "selector"), params, where)
+
+
+def shape_of(method: type[Method]) -> str:
     """The name of a method's shape."""
     return next(shape.__name__ for shape in _SHAPES if issubclass(method, shape))
 
 
-def _is_method_of(module):
-    return lambda c: (
-        inspect.isclass(c) and issubclass(c, Scorer) and c.__module__ == module.__name__
-    )
+def _named(name: str, known: Any, what: str) -> Any:
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(f"{what} {name!r} does not exist: {hint}there are {', '.join(known)}")
+    return known[name]

@@ -15,10 +15,8 @@ from coreset_ray.core.columns import Columns
 from coreset_ray.core.pool import Pool
 
 
-class Scorer(ABC):
-    """A method that gives every image one number; the highest are kept.
-
-    needs: the columns it may see: `embedding`, and SIGNAL.COLUMN for what `coreset-ray signals`
+class Method(ABC):
+    """needs: the columns it may see: `embedding`, and SIGNAL.COLUMN for what `coreset-ray signals`
     writes. source: where its equations stand. cost: in the legend's letters. seeded: whether the
     answer depends on the seed.
     """
@@ -29,6 +27,15 @@ class Scorer(ABC):
     source: ClassVar[str]
     cost: ClassVar[str]
     seeded: ClassVar[bool] = True
+
+
+class Scorer(Method):
+    """A method that gives every image one number; the highest are kept.
+
+    selector: the selector, and its settings, that goes with it where none is chosen.
+    """
+
+    selector: ClassVar[tuple[str, Mapping[str, Any]]] = ("top", {})
 
     def rank_key(self, score: np.ndarray, uid: np.ndarray, seed: int) -> np.ndarray:
         """What the ranking sorts by: (n,) scores → (n,) float64. The score itself by default."""

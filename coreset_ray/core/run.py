@@ -9,6 +9,7 @@ from coreset_ray.core.columns import Columns, columns_of
 from coreset_ray.core.method import PerSample, Sampled, Scorer
 from coreset_ray.core.pool import Pool
 from coreset_ray.core.random import check_seed
+from coreset_ray.core.rule import Rule, choose_rows
 from coreset_ray.core.selection import Selection, resolve_budget, top_rows
 
 
@@ -57,10 +58,25 @@ def resume(run: Generator[Any, Any, None], agreed: Any) -> Any:
         return None
 
 
-def select_rows(method: Scorer, pool: Pool, budget: int | float, seed: int) -> Selection:
-    """Scores the pool and keeps the best."""
+def select_rows(
+    method: Scorer,
+    pool: Pool,
+    budget: int | float,
+    seed: int,
+    rule: Rule | None = None,
+    group: np.ndarray | None = None,
+) -> Selection:
+    """Scores the pool and keeps what the rule keeps, by default the best.
+
+    group: (n,) integers from 0, of rows that are to be represented alike.
+    """
     k = resolve_budget(budget, len(pool))
     score = score_columns(method, pool, seed)[0]["score"]
-    rows = top_rows(method.rank_key(score, pool.uid, seed), pool.uid, k)
+    key = method.rank_key(score, pool.uid, seed)
+    if rule is None and group is None:
+        rows = top_rows(key, pool.uid, k)
+    else:
+        assert rule is not None, "groups need a rule"
+        rows = choose_rows(rule, key, pool.uid, k, seed, group)
     weights = method.weight(score[rows], float(score.min()), float(score.max()))
     return Selection(rows, score[rows], weights)

@@ -1,0 +1,1 @@
+"""From scores, or from signals, to what is kept: one method a file."""
