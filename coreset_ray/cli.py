@@ -14,7 +14,7 @@ _STAGES = {
     "run": ("run", "the whole chain: embed, score, select, export, evaluate"),
     "plan": ("plan", "say what a run would need and take, before anything runs"),
     "embed": ("embed", "embed every shard of the pool that is not embedded yet"),
-    "signals": ("signals", "find the nearest neighbours of every image of the embedded pool"),
+    "signals": ("signals", "write neighbours, clusters, pseudo-labels and training dynamics"),
     "score": ("score", "score every image of the embedded pool"),
     "select": ("select_coreset", "keep the best within the budget and write the manifest"),
     "export": ("export", "write the coreset as WebDataset shards, with an index and lists"),
@@ -97,6 +97,15 @@ def _parser() -> argparse.ArgumentParser:
         stage = _command(commands, name, summary, text)
         stage.add_argument("config", metavar="CONFIG", help="YAML file")
         stage.add_argument("overrides", metavar="key=value", nargs="*", help="override a key")
+        if name == "signals":
+            stage.add_argument(
+                "--only",
+                metavar="NAME",
+                action="append",
+                default=[],
+                help="knn, clusters, pseudo_labels or dynamics, and what it is made of; may be "
+                "given several times (default: all)",
+            )
         stage.set_defaults(command=_run_stage, module=module)
     shards = _command(commands, "shards", "make WebDataset shards", _SHARDS_HELP)
     shards.add_argument("source", metavar="SOURCE")
@@ -132,7 +141,8 @@ def _run_stage(options: argparse.Namespace) -> None:
     from coreset_ray.config import load
 
     config = load(options.config, options.overrides)
-    outcome = importlib.import_module(f"pipelines.{options.module}").run(config)
+    only = {"only": options.only} if options.module == "signals" else {}
+    outcome = importlib.import_module(f"pipelines.{options.module}").run(config, **only)
     if outcome.get("report"):
         print(outcome["report"])
     if options.module == "run":
@@ -175,7 +185,7 @@ def _make_shards(options: argparse.Namespace) -> None:
 def _list_methods(options: argparse.Namespace) -> None:
     from dataclasses import fields
 
-    from coreset_ray.catalog import methods, shape_of
+    from coreset_ray.catalog import methods, selector_classes, shape_of
 
     rows = [
         {
@@ -186,7 +196,7 @@ def _list_methods(options: argparse.Namespace) -> None:
             "cost": method.cost,
             "source": method.source,
         }
-        for name, method in methods().items()
+        for name, method in [*methods().items(), *selector_classes().items()]
     ]
     if options.json:
         print(json.dumps(rows, indent=1))

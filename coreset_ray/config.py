@@ -15,7 +15,11 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from coreset_ray import catalog
+from coreset_ray.clustering.deep import HeadSettings
+from coreset_ray.core.greedy import Greedy
 from coreset_ray.core.method import Sampled, Scorer
+from coreset_ray.core.rule import Rule
+from coreset_ray.models.mlp import MlpRecipe
 from coreset_ray.models.recipe import Recipe
 from coreset_ray.models.spec import EncoderSpec
 from coreset_ray.strict import validate
@@ -96,16 +100,117 @@ class KnnConfig(Section):
     probes: Positive = 32
 
 
-class SignalsConfig(Section):
-    """What further methods read beside embeddings."""
+class ClustersConfig(Section):
+    """k-means. count: clusters, by default as many as `signals.classes`. spherical: by direction,
+    else Euclidean; standardize: by the pool's mean and deviation first; tolerance: the share of
+    the inertia that an iteration has to save for another."""
 
+    count: Annotated[int, Field(ge=2)] | None = None
+    spherical: bool = True
+    standardize: bool = True
+    iterations: Positive = 100
+    tolerance: Annotated[float, Field(ge=0)] = 1e-4
+
+
+class PseudoLabelsConfig(Section):
+    """clustering: `temi` and `scan` train heads on pairs of nearest neighbours, `kmeans` takes the
+    clusters of k-means with as many as `signals.classes`. params: settings of the heads (HeadSettings
+    in coreset_ray/clustering/deep.py). truth: `cls` or a CSV file of true labels as in
+    evaluate.labels, for a report of how far the pseudo-labels agree with them; nothing else reads
+    it."""
+
+    clustering: Literal["temi", "scan", "kmeans"] = "temi"
+    params: dict[str, Any] = {}
+    truth: str | None = None
+
+    @model_validator(mode="after")
+    def _params_exist(self) -> "PseudoLabelsConfig":
+        if self.clustering == "kmeans" and self.params:
+            raise ValueError("params: kmeans has none here; set signals.clusters")
+        if self.clustering != "kmeans":
+            self.heads(2, 0)
+        return self
+
+    def heads(self, classes: int, seed: int) -> HeadSettings:
+        """Of TEMI or SCAN, with that method's own defaults."""
+        own = _SCAN if self.clustering == "scan" else {}
+        for name in {"clustering", "classes", "seed"} & set(self.params):
+            raise ValueError(
+                f"params.{name}: set signals.pseudo_labels.clustering, signals.classes "
+                "and signals.seed instead"
+            )
+        told = {"clustering": self.clustering, "classes": classes, "seed": seed}
+        return validate(HeadSettings, own | self.params | told, "params")
+
+
+_SCAN = {"hidden": [], "temperature": 1.0}  # as in its paper
+
+
+class DynamicsConfig(Section):
+    """A classifier is trained on the pseudo-labels and recorded. proxy: `mlp` on the embeddings, or
+    `resnet18` on the images. params: its recipe (MlpRecipe in coreset_ray/models/mlp.py, Recipe in
+    coreset_ray/models/recipe.py)."""
+
+    proxy: Literal["mlp", "resnet18"] = "mlp"
+    params: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _params_exist(self) -> "DynamicsConfig":
+        self.recipe()
+        return self
+
+    def recipe(self) -> MlpRecipe | Recipe:
+        kind = MlpRecipe if self.proxy == "mlp" else Recipe
+        if self.proxy != "mlp" and {"model", "weighted"} & set(self.params):
+            raise ValueError("params: model and weighted are not the proxy's to set")
+        return validate(kind, self.params, "params")
+
+    def mlp(self) -> MlpRecipe:
+        """The MLP of this recipe, else that of the defaults."""
+        return validate(MlpRecipe, self.params if self.proxy == "mlp" else {}, "params")
+
+
+class SignalsConfig(Section):
+    """What further methods read beside embeddings. classes: c, or `auto` to have it proposed."""
+
+    classes: Annotated[int, Field(ge=2)] | Literal["auto"] = "auto"
+    seed: Seed = 0
     knn: KnnConfig = KnnConfig()
+    clusters: ClustersConfig = ClustersConfig()
+    pseudo_labels: PseudoLabelsConfig = PseudoLabelsConfig()
+    dynamics: DynamicsConfig = DynamicsConfig()
+
+
+Budget = Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, le=1)]
+
+
+class SearchConfig(Section):
+    """How a setting that is `auto` is found: coresets of the values in question are tried on
+    pseudo-labels, with `held_out` of the pool to validate on. stop: `early` once the curve has
+    fallen twice, `grid` tries every value. budgets: searched together, by default the one that is
+    selected. rows: of the pool that take part, at most. seeds: trainings of each value."""
+
+    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    stop: Literal["early", "grid"] = "early"
+    budgets: tuple[Budget, ...] | None = None
+    rows: Positive = 200_000
+    seeds: Positive = 1
 
 
 class SelectConfig(Section):
-    """budget: an integer is a count, a fraction (0.01) a share of the pool."""
+    """budget: an integer is a count, a fraction (0.01) a share of the pool. method, params: the
+    selector and its settings, see `coreset-ray methods`; by default what goes with the scores.
+    Where a selector says so, a setting may be `auto`. balance: as many of each cluster, or of each
+    pseudo-label."""
 
-    budget: Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, le=1)]
+    budget: Budget
+    method: str | None = None
+    params: dict[str, Any] = {}
+    balance: Literal["clusters", "pseudo_labels"] | None = None
+    search: SearchConfig = SearchConfig()
+
+    def build(self, name: str, params: dict[str, Any]) -> Rule | Greedy:
+        return catalog.build_selector(name, params, "select.params")
 
 
 class ExportConfig(Section):
@@ -188,6 +293,62 @@ class Config(Section):
     export: ExportConfig = ExportConfig()
     evaluate: EvaluateConfig | None = None
     compute: ComputeConfig = ComputeConfig()
+
+    @model_validator(mode="after")
+    def _selector_exists(self) -> "Config":
+        name, params, searched = self.selector()
+        rule = self.select.build(name, params)
+        if isinstance(rule, Greedy):
+            if self.select.balance is not None:
+                raise ValueError(f"select.balance: method {name!r} has no groups; leave it out")
+            for key in {"method", "params", "until", "columns"} & self.score.model_fields_set:
+                raise ValueError(
+                    f"score.{key}: select.method {name!r} reads no scores; leave it out"
+                )
+        elif searched is not None and searched != rule.searched:
+            raise ValueError(f"select.params.{searched}: expected a value, got 'auto'")
+        elif searched is None and "search" in self.select.model_fields_set:
+            raise ValueError("select.search: no setting of select.params is auto; leave it out")
+        return self
+
+    def selector(self) -> tuple[str, dict[str, Any], str | None]:
+        """The name of the selector, its settings but the one that is `auto`, and that one."""
+        name, params = self.select.method, self.select.params
+        if name is None:
+            name, own = type(self.score.build()).selector
+            params = {**own, **params}
+        searched = next((k for k, v in params.items() if v == "auto"), None)
+        return name, {k: v for k, v in params.items() if k != searched}, searched
+
+    @property
+    def scores(self) -> bool:
+        """Whether the selector reads scores."""
+        return not issubclass(catalog.selector_classes()[self.selector()[0]], Greedy)
+
+    def rule(self, found: Any = None) -> Rule | Greedy:
+        """The selector; found: the value of the setting that was searched."""
+        name, params, searched = self.selector()
+        return self.select.build(name, params | ({searched: found} if searched else {}))
+
+    def seeded(self, seed: int) -> "Config":
+        """A copy whose scores, and the signals under them, come of another seed."""
+        return self.replace("score", seed=seed).replace("signals", seed=seed)
+
+    def baseline(self, seed: int) -> "Config":
+        """A copy that chooses as many images at random."""
+        select = self.select.model_copy(update={"method": None, "params": {}, "balance": None})
+        score = self.score.model_copy(update={"method": "random", "params": {}, "seed": seed})
+        return self.model_copy(update={"score": score, "select": select})
+
+    @property
+    def label(self) -> str:
+        """What a table calls this way of selecting."""
+        name = self.selector()[0]
+        if not self.scores:
+            return name
+        own = type(self.score.build()).selector[0]
+        chain = [self.score.method, *([name] if name != own else [])]
+        return " + ".join([*chain, *(["balanced"] if self.select.balance else [])])
 
     def replace(self, section: str, **changes: Any) -> "Config":
         """A copy with keys of one section changed."""

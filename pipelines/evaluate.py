@@ -17,7 +17,7 @@ from coreset_ray.io.labels import attach_labels, class_names, label_mark
 from coreset_ray.io.shards import list_shards
 from coreset_ray.io.tables import read_table, uid_of, uid_words, write_table
 from coreset_ray.io.workspace import Stage, Workspace
-from pipelines import export, score, select_coreset
+from pipelines import export, score, select_coreset, signals
 from pipelines.embed import embed
 from pipelines.inputs import NotReady, Table, filled, pool_table
 from pipelines.report import markdown, results_table
@@ -105,13 +105,13 @@ def _arms(config: Config, settings: EvaluateConfig) -> list[Arm]:
     """
     arms = []
     for seed in settings.seeds:
-        baseline = _manifest(config.replace("score", method="random", params={}, seed=seed))
-        if config.score.method == "random":
+        baseline = _manifest(config.baseline(seed))
+        if config.label == "random":
             arms.append(Arm("random", seed, False, baseline))
             continue
-        coreset = _manifest(config.replace("score", seed=seed) if settings.reselect else config)
+        coreset = _manifest(config.seeded(seed) if settings.reselect else config)
         arms += [
-            Arm(config.score.method, seed, False, coreset),
+            Arm(config.label, seed, False, coreset),
             Arm("random", seed, False, baseline),
         ]
         weights = coreset["weight"].to_numpy()
@@ -120,7 +120,7 @@ def _arms(config: Config, settings: EvaluateConfig) -> list[Arm]:
             place = baseline.column_names.index("weight")
             control = baseline.set_column(place, "weight", pa.array(shuffled))
             arms += [
-                Arm(config.score.method, seed, True, coreset),
+                Arm(config.label, seed, True, coreset),
                 Arm("random", seed, True, control),
             ]
     return arms
@@ -128,7 +128,9 @@ def _arms(config: Config, settings: EvaluateConfig) -> list[Arm]:
 
 def _manifest(config: Config) -> pa.Table:
     """The manifest of a configuration, scored and selected if it was not yet."""
-    score.run(config)
+    signals.make(config)
+    if config.scores:
+        score.run(config)
     select_coreset.run(config)
     stage, _ = select_coreset.finished(config)
     return read_table(stage.folder / "manifest.parquet", ["uid", "shard", "key", "weight"])
@@ -219,7 +221,8 @@ def _train(
     for arm in arms:
         ours = arm.method != "random" and (arm.seed == config.score.seed or not settings.reselect)
         rows = _training_rows(arm, _moved(images, exported) if ours else images)
-        name = f"{arm.method}-{arm.seed}{'-weighted' if arm.weighted else ''}"
+        method = arm.method.replace(" + ", "-")
+        name = f"{method}-{arm.seed}{'-weighted' if arm.weighted else ''}"
         done = stage.folder / "training" / name / "result.json"
         if not done.exists():
             outcome = train_and_test(

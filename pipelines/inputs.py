@@ -1,8 +1,11 @@
 """What a stage reads: the pool's shards, the embedding table and the snapshot of a run."""
 
+import tempfile
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
+
+import pyarrow.parquet as pq
 
 from coreset_ray.config import Config, PoolConfig, fingerprint
 from coreset_ray.io.shards import Shard, list_shards
@@ -82,6 +85,22 @@ def filled(snapshot: dict[str, Any]) -> dict[str, int]:
     if not parts:
         raise ValueError("the pool holds no usable image: see the quarantine table for the reasons")
     return parts
+
+
+def dimensions(table: PartedTable, part: str) -> int:
+    """Of the embeddings in a part."""
+    with table.part(part).open_file() as source:
+        return pq.read_schema(source).field("embedding").type.list_size
+
+
+def scratch_of(config: Config, kind: str) -> str:
+    """A folder of each machine for what is laid out there: `compute.scratch`, else in the
+    workspace where that is a local folder."""
+    root = Workspace(config.workspace).root
+    scratch = config.compute.scratch or (
+        f"{root.path}/layouts" if root.local else f"{tempfile.gettempdir()}/coreset_ray/layouts"
+    )
+    return f"{scratch}/{kind}"
 
 
 def _short(name: str) -> str:

@@ -1,8 +1,11 @@
 """Results as one table: a row for each evaluator and method, random always beside it."""
 
+import io
 from typing import Any
 
+import matplotlib
 import pyarrow as pa
+from matplotlib.figure import Figure
 
 from coreset_ray.core.compare import Difference, paired_difference, spread
 
@@ -87,6 +90,36 @@ def rounding_line(record: dict[str, Any]) -> str:
         f"Columns held as {record['columns']}: over {effect['draws']:,} draws on "
         f"{effect['rows']:,} images, correlation with the unrounded: {alike}\n"
     )
+
+
+def curve_table(curve: list[dict[str, Any]], setting: str) -> str:
+    """What each value of a searched setting came to."""
+    best = {c["keep"]: max(d["mean"] for d in curve if d["keep"] == c["keep"]) for c in curve}
+    lines = [
+        f"Accuracy on pseudo-labels held out, by {setting}:",
+        "",
+        f"| kept | {setting} | accuracy | |",
+        "|---:|---:|---:|---|",
+    ]
+    for c in curve:
+        mark = "best" if c["mean"] == best[c["keep"]] else ""
+        lines.append(f"| {c['keep']:.2%} | {c['value']:g} | {100 * c['mean']:.2f} | {mark} |")
+    return "\n".join(lines) + "\n"
+
+
+def curve_plot(curve: list[dict[str, Any]], setting: str) -> str:
+    """The same as an SVG drawing, a line for each budget."""
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    for keep in dict.fromkeys(c["keep"] for c in curve):
+        points = sorted((c["value"], 100 * c["mean"]) for c in curve if c["keep"] == keep)
+        axes.plot(*zip(*points, strict=True), marker="o", label=f"{keep:.2%} kept")
+    axes.set(xlabel=setting, ylabel="accuracy on held-out pseudo-labels (%)")
+    axes.legend()
+    drawing = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": "curve"}):
+        figure.savefig(drawing, format="svg", metadata={"Date": None})
+    return drawing.getvalue()
 
 
 def _mean(values: list[float]) -> str:

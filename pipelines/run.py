@@ -1,10 +1,10 @@
-"""The whole chain: embed, score, select, export, evaluate. Finished stages are not repeated."""
+"""The whole chain: embed, signals where they are needed, score, select, export, evaluate. Finished stages are not repeated."""
 
 from typing import Any
 
 from coreset_ray.config import Config
 from coreset_ray.distributed.session import session
-from pipelines import embed, evaluate, export, score, select_coreset
+from pipelines import embed, evaluate, export, score, select_coreset, signals
 
 
 def run(config: Config) -> dict[str, Any]:
@@ -13,7 +13,9 @@ def run(config: Config) -> dict[str, Any]:
         evaluate.check(config)  # before hours are spent on the way there
     with session(config.compute.address):
         snapshot = embed.run(config)
-        score.run(config)
+        signals.make(config)
+        if config.scores:
+            score.run(config)
         select_coreset.run(config)
         export.run(config)
         report = evaluate.run(config)["report"] if config.evaluate is not None else None

@@ -6,19 +6,19 @@ import time
 from dataclasses import replace
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from coreset_ray.config import Config, fingerprint
 from coreset_ray.core import costs, stability
 from coreset_ray.core.method import PerSample, Sampled
+from coreset_ray.distributed.blocks import PoolFiles, signals_of
 from coreset_ray.distributed.score import Layout, rounding, score_draws, score_rows
 from coreset_ray.distributed.session import choose_device, cluster, session
 from coreset_ray.io.ledger import Ledger
 from coreset_ray.io.tables import PartedTable
 from coreset_ray.io.workspace import Stage, Workspace
 from coreset_ray.version import __version__
-from pipelines.inputs import NotReady, filled, key_of, pool_table
+from pipelines.inputs import NotReady, dimensions, filled, key_of, pool_table
 from pipelines.report import noise_table, rounding_line
+from pipelines.signals import signal_folders, signal_stages
 
 _log = logging.getLogger(__name__)
 
@@ -31,6 +31,7 @@ def stage_of(config: Config) -> tuple[Stage, dict[str, Any]]:
     if config.score.until is not None:
         content.append(config.score.until.model_dump())
     content += _rounding(config)
+    content += [signal_stages(config, method.needs)] if signals_of(method.needs) else []
     stage = Workspace(config.workspace).stage("scores", config.score.method, fingerprint(content))
     return stage, snapshot
 
@@ -47,7 +48,8 @@ def run(config: Config) -> dict[str, Any]:
     table = pool_table(config).parts
     with session(config.compute.address):
         if isinstance(method, PerSample):
-            outcome = score_rows(method, config.score.seed, table, list(parts), stage.folder)
+            files = PoolFiles(table.folder.uri, signal_folders(config, method.needs))
+            outcome = score_rows(method, config.score.seed, files, list(parts), stage.folder)
         else:
             assert isinstance(method, Sampled), f"no runner for {type(method).__name__}"
             effect = None
@@ -171,12 +173,6 @@ def _size_of(workspace: Workspace, snapshot: str) -> tuple[int, int]:
     record = told.read_json()
     table = PartedTable(workspace.root / "embeddings" / record["table"])
     return record["rows"], dimensions(table, next(iter(filled(record))))
-
-
-def dimensions(table: PartedTable, part: str) -> int:
-    """Of the embeddings in a part."""
-    with table.part(part).open_file() as source:
-        return pq.read_schema(source).field("embedding").type.list_size
 
 
 def finished(config: Config) -> tuple[Stage, dict[str, Any]]:

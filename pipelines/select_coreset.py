@@ -1,18 +1,25 @@
-"""score table → manifest of what is kept."""
+"""score table, or signals → manifest of what is kept."""
 
 import logging
 from typing import Any
 
 from coreset_ray.config import Config, fingerprint, plain
+from coreset_ray.core.greedy import Greedy
+from coreset_ray.core.rule import Rule
 from coreset_ray.core.selection import resolve_budget
 from coreset_ray.core.stability import expected_overlap
-from coreset_ray.distributed.choose import choose_top
-from coreset_ray.distributed.session import session
+from coreset_ray.distributed.blocks import PoolFiles
+from coreset_ray.distributed.choose import Ranking, Scored, choose_kept
+from coreset_ray.distributed.greedy import choose_greedily
+from coreset_ray.distributed.session import cluster, session
+from coreset_ray.io.filesystem import Location
 from coreset_ray.io.workspace import Stage, Workspace
 from coreset_ray.version import __version__
 from coreset_ray.versions import versions
-from pipelines import score
-from pipelines.inputs import NotReady
+from pipelines import score, search
+from pipelines.inputs import NotReady, filled, key_of, pool_table
+from pipelines.signals import finished as signal
+from pipelines.signals import signal_folders, signal_stages
 
 _log = logging.getLogger(__name__)
 
@@ -20,45 +27,90 @@ _TOLD = (
     *("method", "params", "seed", "columns", "rounding", "draws", "facts"),
     *("lowest", "highest", "stability"),
 )
+_GROUP = {"clusters": "cluster", "pseudo_labels": "label"}
 
 
-def stage_of(config: Config) -> tuple[Stage, Stage, dict[str, Any]]:
-    """Where this configuration's manifest lies, the scores it ranks, and their record."""
-    scores, record = score.finished(config)
+def stage_of(config: Config) -> tuple[Stage, dict[str, Any]]:
+    """Where this configuration's manifest lies, and what is selected from: the record of the
+    scores, else of the pool, with the budget as `kept` and what tells the selector."""
+    if config.scores:
+        scores, record = score.finished(config)
+        inputs, content = {"scores": scores.name}, [scores.name]
+    else:
+        snapshot, needs = pool_table(config).snapshot(), config.rule().needs
+        record = {
+            "rows": snapshot["rows"],
+            "parts": filled(snapshot),
+            "table": snapshot["table"],
+            "snapshot": key_of(snapshot),
+        }
+        inputs, content = {"signals": signal_stages(config, needs)}, [key_of(snapshot)]
     k = resolve_budget(config.select.budget, record["rows"])
     if k == 0:
         raise ValueError(
             f"select.budget={config.select.budget} of {record['rows']} images keeps none: raise it"
         )
-    stage = Workspace(config.workspace).stage(
-        "selections", config.name, fingerprint([scores.name, k])
-    )
-    return stage, scores, record | {"kept": k}
+    inputs |= {"table": record["table"], "snapshot": record["snapshot"]}
+    told = _told(config, inputs)
+    content.append(k)
+    if told["method"] != "top" or told["balance"]:
+        content += [told, inputs.get("signals"), config.score.seed]
+    stage = Workspace(config.workspace).stage("selections", config.name, fingerprint(content))
+    return stage, record | {"kept": k, "inputs": inputs, "select": told}
+
+
+def _told(config: Config, inputs: dict[str, Any]) -> dict[str, Any]:
+    """The selector as it will run: its name, all settings, and the groups that are balanced."""
+    name, _, searched = config.selector()
+    found = search.finished(config)[1] if searched else None
+    told = {"method": name, "params": vars(config.rule(found and found["value"])), "balance": None}
+    if found:
+        told["searched"] = {"setting": searched, "search": found["stage"]}
+    if balance := config.select.balance:
+        stage, record = signal(config, balance)
+        told["balance"] = {
+            "signal": balance,
+            "stage": stage.name,
+            "column": _GROUP[balance],
+            "groups": record["classes" if balance == "pseudo_labels" else "count"],
+        }
+    return told
 
 
 def run(config: Config) -> dict[str, Any]:
     """Writes manifest.parquet and selection.json; returns the stage's record."""
-    stage, scores, record = stage_of(config)
+    if config.selector()[2]:
+        search.run(config)
+    stage, record = stage_of(config)
     if (done := stage.done()) is not None:
         _log.info("select: nothing to do, %s is finished", stage.folder.uri)
         return done
-    parts = [scores.folder / f"part-{part}.parquet" for part in record["parts"]]
-    span = record["lowest"], record["highest"]
-    manifest = stage.folder / "manifest.parquet"
-    method = config.score.build()
+    manifest, workspace = stage.folder / "manifest.parquet", Workspace(config.workspace)
+    selector = config.select.build(record["select"]["method"], record["select"]["params"])
     with session(config.compute.address):
-        choose_top(method, config.score.seed, parts, span, record["kept"], manifest)
+        if isinstance(selector, Greedy):
+            files = PoolFiles(
+                pool_table(config).stage.folder.uri, signal_folders(config, selector.needs)
+            )
+            choose_greedily(
+                *(selector, config.score.seed, files, record["parts"], record["kept"], manifest),
+                actors=max(1, int(cluster().cpus)),
+            )
+        else:
+            choose_by_rule(config.score.build(), selector, record, workspace, manifest)
     selection: dict[str, Any] = {
         "name": config.name,
         "manifest": "manifest.parquet",
         "kept": record["kept"],
         "pool": record["rows"],
-        "inputs": {"scores": scores.name, "table": record["table"], "snapshot": record["snapshot"]},
-        "score": {k: record[k] for k in _TOLD if k in record},
+        "inputs": record["inputs"],
+        "select": record["select"],
         "config": plain(config),
         "versions": {"coreset_ray": __version__, **versions()},
     }
-    if noise := record.get("stability"):
+    if config.scores:
+        selection["score"] = {k: record[k] for k in _TOLD if k in record}
+    if (noise := record.get("stability")) and record["select"]["method"] == "top":
         fraction = record["kept"] / record["rows"]
         selection["score"]["overlap_of_two_such_selections"] = {
             "expected": expected_overlap(noise, fraction),
@@ -69,9 +121,26 @@ def run(config: Config) -> dict[str, Any]:
     return stage.finish({"kept": record["kept"], "pool": record["rows"]})
 
 
+def choose_by_rule(
+    method: Any, rule: Rule, record: dict[str, Any], workspace: Workspace, manifest: Location
+) -> None:
+    """Writes the manifest of a scored pool. record: of the scores, with `inputs`, `kept` and
+    `select` as in `stage_of`."""
+    balance, scores = record["select"]["balance"], record["inputs"]["scores"]
+    parts = []
+    for part in record["parts"]:
+        place, group = workspace.root / "scores" / scores / f"part-{part}.parquet", None
+        if balance:
+            told = workspace.root / "signals" / balance["stage"] / f"part-{part}.parquet"
+            group = told.uri, balance["column"]
+        parts.append(Scored(place.uri, group))
+    ranking = Ranking(method, rule, record["seed"], balance["groups"] if balance else 1)
+    choose_kept(ranking, parts, (record["lowest"], record["highest"]), record["kept"], manifest)
+
+
 def finished(config: Config) -> tuple[Stage, dict[str, Any]]:
     """The finished stage and its record; `NotReady` when there is none."""
-    stage, _, _ = stage_of(config)
+    stage, _ = stage_of(config)
     record = stage.done()
     if record is None:
         raise NotReady("nothing is selected: run `coreset-ray select` with this configuration")

@@ -1,79 +1,77 @@
-"""embedding table → what further methods read: the nearest neighbours of every image."""
+"""embedding table → what further methods read: neighbours, clusters, pseudo-labels, dynamics.
 
-import logging
-import time
+Each signal is a stage of its own, which makes first what it reads itself.
+"""
+
+from collections.abc import Sequence
+from types import ModuleType
 from typing import Any
 
-from coreset_ray.clustering.neighbors import choose_kind
-from coreset_ray.config import Config, fingerprint
-from coreset_ray.distributed.neighbors import Search, find_neighbors
-from coreset_ray.distributed.session import choose_device, cluster, session
-from coreset_ray.io.workspace import Stage, Workspace
-from coreset_ray.version import __version__
-from pipelines.inputs import filled, key_of, pool_table
-from pipelines.score import dimensions
+from coreset_ray.config import Config
+from coreset_ray.distributed.blocks import signals_of
+from coreset_ray.distributed.session import session
+from coreset_ray.io.workspace import Stage
+from pipelines import signal_clusters, signal_dynamics, signal_knn, signal_pseudo_labels
+from pipelines.inputs import NotReady
 
-_log = logging.getLogger(__name__)
-
-_ENOUGH = 0.95  # recall
-
-
-def stage_of(config: Config) -> tuple[Stage, dict[str, Any], Search]:
-    """Where this configuration's neighbours lie, the snapshot they are of, and how they are
-    found."""
-    table = pool_table(config)
-    snapshot, wanted = table.snapshot(), config.signals.knn
-    parts = filled(snapshot)
-    rows = sum(parts.values())
-    if wanted.k >= rows:
-        raise ValueError(
-            f"signals.knn.k={wanted.k}: the pool has {rows} images, so each has at most {rows - 1} "
-            "neighbours; set it lower"
-        )
-    kind = choose_kind(rows) if wanted.index == "auto" else wanted.index
-    inverted = (wanted.lists, wanted.probes) if kind != "flat" else (1, 1)
-    search = Search(wanted.k, dimensions(table.parts, next(iter(parts))), kind, *inverted)
-    content = fingerprint([key_of(snapshot), search])
-    return Workspace(config.workspace).stage("signals", "knn", content), snapshot, search
+SIGNALS: dict[str, ModuleType] = {
+    "knn": signal_knn,
+    "clusters": signal_clusters,
+    "pseudo_labels": signal_pseudo_labels,
+    "dynamics": signal_dynamics,
+}
 
 
-def run(config: Config) -> dict[str, Any]:
-    """Writes each signal that is not there yet; returns the record of the neighbours."""
-    stage, snapshot, search = stage_of(config)
-    if (record := stage.done()) is not None:
-        _log.info("signals: nothing to do, %s is finished", stage.folder.uri)
-        return record
-    parts, start = filled(snapshot), time.monotonic()
+def run(config: Config, only: Sequence[str] = ()) -> dict[str, Any]:
+    """Writes these signals, by default all, and what they are made of, where they are not there
+    yet; returns their records and the report of what was found."""
+    for name in only:
+        if name not in SIGNALS:
+            raise ValueError(f"signal {name!r} does not exist: there are {', '.join(SIGNALS)}")
     with session(config.compute.address):
-        on = cluster()
-        gpu = choose_device(config.compute.device) == "cuda" and on.gpus >= 1
-        facts = find_neighbors(
-            *(pool_table(config).parts, parts, search, stage.folder),
-            actors=max(1, int(on.gpus if gpu else on.cpus)),
-            gpus=1.0 if gpu else 0.0,
+        records = {name: SIGNALS[name].run(config) for name in only or SIGNALS}
+    told = [record["report"] for record in records.values() if record.get("report")]
+    return {"signals": records, "report": "\n".join(told)}
+
+
+def make(config: Config) -> None:
+    """Writes what the configuration's method and selector need."""
+    if needed := needed_by(config):
+        run(config, needed)
+
+
+def needed_by(config: Config) -> list[str]:
+    """The signals that scoring and selecting read."""
+    name, _, searched = config.selector()
+    selector = config.select.build(name, config.selector()[1])
+    needs = [*signals_of(selector.needs)]
+    if config.scores:
+        needs += signals_of(config.score.build().needs)
+    needs += [config.select.balance] if config.select.balance else []
+    needs += ["pseudo_labels"] if searched else []
+    return [name for name in SIGNALS if name in needs]
+
+
+def finished(config: Config, signal: str) -> tuple[Stage, dict[str, Any]]:
+    """The finished stage of a signal and its record; `NotReady` when there is none."""
+    stage = SIGNALS[signal].stage_of(config)[0]
+    record = stage.done()
+    if record is None:
+        raise NotReady(
+            f"the signal {signal!r} is not there: run `coreset-ray signals --only {signal}` with "
+            "this configuration first"
         )
-    seconds = round(time.monotonic() - start, 2)
-    _log.info(
-        "signals: %d neighbours of %d images in %.1f s, recall %.3f, in %s",
-        *(search.k, snapshot["rows"], seconds, facts["recall"], stage.folder.uri),
-    )
-    if facts["recall"] < _ENOUGH:
-        _log.warning(
-            "signals: the index finds %.1f%% of the true neighbours on a sample; raise "
-            "signals.knn.probes, or set signals.knn.index=flat",
-            100 * facts["recall"],
-        )
-    return stage.finish(
-        {
-            "snapshot": key_of(snapshot),
-            "table": snapshot["table"],
-            "parts": parts,
-            **vars(search),
-            **facts,
-            "seconds": seconds,
-            "version": __version__,
-        }
-    )
+    return stage, record
+
+
+def signal_stages(config: Config, needs: Sequence[str]) -> list[str]:
+    """The names of the finished stages that hold the signals among these columns."""
+    return [finished(config, signal)[0].name for signal in sorted(signals_of(needs))]
+
+
+def signal_folders(config: Config, needs: Sequence[str]) -> dict[str, str]:
+    """Where the signals among these columns lie."""
+    return {signal: finished(config, signal)[0].folder.uri for signal in signals_of(needs)}
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from typing import Any
 
 from coreset_ray import catalog
 from coreset_ray.core.method import Sampled
-from coreset_ray.distributed.choose import choose_top
+from coreset_ray.core.rule import Rule
 from coreset_ray.distributed.replay import examine, replay
 from coreset_ray.distributed.session import session
 from coreset_ray.io.filesystem import Location, locate
@@ -15,6 +15,7 @@ from coreset_ray.io.ledger import Chunk, Ledger, missing
 from coreset_ray.io.tables import PartedTable, read_table
 from coreset_ray.io.workspace import Workspace
 from pipelines.score import layout_for
+from pipelines.select_coreset import choose_by_rule
 
 _log = logging.getLogger(__name__)
 
@@ -39,6 +40,11 @@ def run(selection: str, chunks: int = 3, seed: int | None = None) -> dict[str, A
         )
     told = (folder / "selection.json").read_json()
     workspace = Workspace(Location(folder.fs, folder.path.rsplit("/", 2)[0]).uri)
+    if "scores" not in told["inputs"]:
+        raise ValueError(
+            f"{selection!r} was chosen by {told['select']['method']!r}, which reads no scores: "
+            "there is nothing to replay"
+        )
     scores = workspace.root / "scores" / told["inputs"]["scores"]
     record = (scores / "done.json").read_json()
     method = catalog.build(record["method"], record["params"], "params")
@@ -46,7 +52,7 @@ def run(selection: str, chunks: int = 3, seed: int | None = None) -> dict[str, A
         checked = {}
         if isinstance(method, Sampled):
             checked = _check_draws(method, record, workspace, scores, chunks, seed)
-        _check_manifest(method, record, told, scores, folder)
+        _check_manifest(method, record, told, workspace, folder)
     _log.info(
         "verify: %s holds: %s",
         folder.uri,
@@ -100,15 +106,24 @@ def _check_draws(
 
 
 def _check_manifest(
-    method: Any, record: dict[str, Any], told: dict[str, Any], scores: Location, folder: Location
+    method: Any,
+    record: dict[str, Any],
+    told: dict[str, Any],
+    workspace: Workspace,
+    folder: Location,
 ) -> None:
-    parts = [scores / f"part-{part}.parquet" for part in record["parts"]]
-    span = record["lowest"], record["highest"]
+    select = told.get("select", {"method": "top", "params": {}, "balance": None})
+    rule = catalog.build_selector(select["method"], select["params"], "params")
+    assert isinstance(rule, Rule), "it read scores"
     with tempfile.TemporaryDirectory() as scratch:
         again = locate(scratch) / "manifest.parquet"
-        choose_top(method, record["seed"], parts, span, told["kept"], again)
+        whole = record | {"inputs": told["inputs"], "kept": told["kept"], "select": select}
+        choose_by_rule(method, rule, whole, workspace, again)
         if not read_table(again).equals(read_table(folder / told["manifest"])):
-            raise Mismatch(f"{folder.uri}: the manifest is not the best {told['kept']} by score")
+            raise Mismatch(
+                f"{folder.uri}: the manifest is not the {told['kept']} that {select['method']!r} "
+                "keeps by score"
+            )
 
 
 if __name__ == "__main__":

@@ -12,11 +12,17 @@ import pytest
 import ray
 from ray.exceptions import RayTaskError
 
+from coreset_ray.core.rule import choose_rows
 from coreset_ray.core.selection import top_rows
 from coreset_ray.distributed import choose
+from coreset_ray.distributed.choose import Ranking, Scored
 from coreset_ray.io.filesystem import locate
 from coreset_ray.io.tables import MANIFEST, uid_of, uid_words, write_table
 from coreset_ray.scores.blindcs import BlindCS
+from coreset_ray.selectors.ccs import CCS
+from coreset_ray.selectors.double_end import DoubleEnd
+from coreset_ray.selectors.moderate import Moderate
+from coreset_ray.selectors.top import Top
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 
@@ -61,7 +67,7 @@ def write_parts(folder, rows: pa.Table, sizes: list[int]):
     places = [locate(folder / f"part-{i}.parquet") for i in range(len(sizes))]
     for place, (a, b) in zip(places, pairwise(ends), strict=True):
         write_table(place, rows.slice(a, b - a))
-    return places
+    return [Scored(place.uri) for place in places]
 
 
 def span_of(rows: pa.Table) -> tuple[float, float]:
@@ -95,7 +101,7 @@ def check(folder, rows: pa.Table, sizes: list[int], ks: list[int], methods=(PLAI
     for method in methods:
         for k in ks:
             out = locate(folder / f"{method.tie_break}-{k}.parquet")
-            choose.choose_top(method, SEED, parts, span_of(rows), k, out)
+            choose.choose_kept(Ranking(method, Top(), SEED), parts, span_of(rows), k, out)
             assert same(pq.read_table(out.path), expected(method, rows, k))
 
 
@@ -127,7 +133,7 @@ def test_equal_scores_go_by_uid(here, tmp_path, value):
     parts = write_parts(tmp_path, rows, [100, 1, 199])
     for k in (1, 150, 300):
         out = locate(tmp_path / f"{k}.parquet")
-        choose.choose_top(PLAIN, SEED, parts, (value, value), k, out)
+        choose.choose_kept(Ranking(PLAIN, Top(), SEED), parts, (value, value), k, out)
         assert pq.read_table(out.path)["uid"].to_pylist() == uid[:k]
 
 
@@ -153,16 +159,18 @@ def test_negative_zero_ties_with_zero(here, tmp_path):
 def test_none_or_more_than_there_are(here, tmp_path):
     rows = scored_rows(np.arange(5.0))
     parts, out = write_parts(tmp_path, rows, [2, 3]), locate(tmp_path / "out.parquet")
-    choose.choose_top(PLAIN, SEED, parts, span_of(rows), 0, out)
+    choose.choose_kept(Ranking(PLAIN, Top(), SEED), parts, span_of(rows), 0, out)
     assert pq.read_table(out.path).schema == MANIFEST and pq.read_table(out.path).num_rows == 0
-    choose.choose_top(PLAIN, SEED, parts, span_of(rows), 9, out)
+    choose.choose_kept(Ranking(PLAIN, Top(), SEED), parts, span_of(rows), 9, out)
     assert same(pq.read_table(out.path), expected(PLAIN, rows, 5))
 
 
 def test_a_key_that_is_no_number_is_refused(tmp_path):
     parts = write_parts(tmp_path, scored_rows(np.array([1.0, np.nan])), [1, 1])
     with pytest.raises(RayTaskError, match="a ranking key is NaN"):
-        choose.choose_top(PLAIN, SEED, parts, (0, 1), 1, locate(tmp_path / "out.parquet"))
+        choose.choose_kept(
+            Ranking(PLAIN, Top(), SEED), parts, (0, 1), 1, locate(tmp_path / "out.parquet")
+        )
     assert not (tmp_path / "out.parquet").exists()
 
 
@@ -172,9 +180,9 @@ class Spy:
     def __init__(self, task):
         self.task, self.kept = task, []
 
-    def remote(self, method, span, k, manifest, *kept):
+    def remote(self, ranking, span, k, manifest, *kept):
         self.kept = list(kept)
-        return self.task.remote(method, span, k, manifest, *kept)
+        return self.task.remote(ranking, span, k, manifest, *kept)
 
 
 def messages(monkeypatch, folder, score: np.ndarray, k: int) -> tuple[list[int], list, int]:
@@ -191,7 +199,9 @@ def messages(monkeypatch, folder, score: np.ndarray, k: int) -> tuple[list[int],
     with monkeypatch.context() as patch:
         patch.setattr(ray, "get", listen)
         patch.setattr(choose, "_write", spy)
-        choose.choose_top(PLAIN, SEED, parts, span_of(rows), k, locate(folder / "out.parquet"))
+        choose.choose_kept(
+            Ranking(PLAIN, Top(), SEED), parts, span_of(rows), k, locate(folder / "out.parquet")
+        )
     kept = get(spy.kept)
     return got, [(places.shape, table.num_rows) for places, table in kept], len(kept)
 
@@ -208,7 +218,8 @@ def compare_sizes(monkeypatch, folder, levels: int) -> None:
         assert all(shape == (3, number) for shape, number in kept)
         sent.append(got)
     small, large = sent
-    assert len(small) == len(large) == 1 + 3 * 4 * 2 + 1  # rows; words × digits × actors; done
+    searches = 3 * 4  # words × digits
+    assert len(small) == len(large) == actors * (1 + 1 + searches) + 1  # sizes twice; done
     assert all(abs(a - b) <= 8 for a, b in zip(small, large, strict=True))
 
 
@@ -219,3 +230,39 @@ def test_only_the_kept_rows_come_together_where_all_tie(monkeypatch, tmp_path):
 @pytest.mark.parametrize("levels", [4, 10**9])
 def test_only_the_kept_rows_come_together(here, monkeypatch, tmp_path, levels):
     compare_sizes(monkeypatch, tmp_path, levels)
+
+
+RULES = [Top(), DoubleEnd(0.29), CCS(beta=0.1), CCS(strata=7), Moderate()]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=str)
+@pytest.mark.parametrize("groups", [1, 2, 5])
+@pytest.mark.parametrize("score", [RANDOM[:300], TIED], ids=["random", "tied"])
+def test_every_rule_keeps_what_it_keeps_in_one_process(here, tmp_path, rule, groups, score):
+    rows, sizes = scored_rows(score), [1] * 20 + [150, 1, 1, len(score) - 172]
+    uid, parts = uid_words(rows["uid"]), write_parts(tmp_path, rows, sizes)
+    group = np.random.default_rng(7).integers(0, groups, len(score)) ** 2 // max(1, groups - 1)
+    if groups > 1:
+        ends = np.cumsum([0, *sizes])
+        for i, (part, (a, b)) in enumerate(zip(parts, pairwise(ends), strict=True)):
+            place = locate(tmp_path / f"group-{i}.parquet")
+            write_table(place, pa.table({"uid": rows["uid"][a:b], "cluster": group[a:b]}))
+            parts[i] = Scored(part.scores, (place.uri, "cluster"))
+    ranking = Ranking(UNIFORM, rule, SEED, groups)
+    for k in (0, 1, 40, 120):
+        out = locate(tmp_path / f"{k}.parquet")
+        choose.choose_kept(ranking, parts, span_of(rows), k, out)
+        key = UNIFORM.rank_key(score, uid, SEED)
+        best = choose_rows(rule, key, uid, k, SEED, group if groups > 1 else None)
+        kept = pq.read_table(out.path)
+        assert kept["key"].to_pylist() == [f"k{i}" for i in best]
+        np.testing.assert_array_equal(kept["score"], score[best])
+        assert set(kept["reason"].to_pylist()) <= {rule.reason}
+
+
+def test_a_budget_beyond_what_a_rule_keeps_is_refused(here, tmp_path):
+    rows = scored_rows(RANDOM)
+    parts, out = write_parts(tmp_path, rows, [1000]), locate(tmp_path / "out.parquet")
+    with pytest.raises(ValueError, match=r"DoubleEnd\(beta=0.5\) keeps at most 500 of 1000 images"):
+        choose.choose_kept(Ranking(PLAIN, DoubleEnd(0.5), 0), parts, span_of(rows), 501, out)
+    assert not out.exists()

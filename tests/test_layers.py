@@ -28,12 +28,13 @@ ALLOWED = {
     "coreset_ray.strict": "pydantic",
     "coreset_ray.catalog": "coreset_ray.scores coreset_ray.selectors coreset_ray.core "
     "coreset_ray.strict",
-    "coreset_ray.config": "coreset_ray.catalog coreset_ray.strict coreset_ray.core.method "
-    "coreset_ray.models.spec coreset_ray.models.recipe pydantic yaml",
+    "coreset_ray.config": "coreset_ray.catalog coreset_ray.strict coreset_ray.core "
+    "coreset_ray.models.spec coreset_ray.models.recipe coreset_ray.models.mlp "
+    "coreset_ray.clustering.deep pydantic yaml",
     "coreset_ray.distributed": "coreset_ray.core coreset_ray.clustering coreset_ray.models "
     "coreset_ray.io ray pyarrow numpy torch torchvision tqdm",
     "coreset_ray.cli": "coreset_ray pipelines",
-    "pipelines": "coreset_ray pyarrow numpy",
+    "pipelines": "coreset_ray pyarrow numpy matplotlib",
 }
 METHOD_FOLDERS = ("coreset_ray.scores", "coreset_ray.selectors")
 MAY_PRINT = ("coreset_ray.cli",)

@@ -1,6 +1,6 @@
 """A pool: rows with an identity, and the columns a method may see."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,6 +43,13 @@ class Pool:
     def take(self, rows: np.ndarray) -> "Pool":
         """The rows named, in that order. rows: (r,) integers or a slice."""
         return Pool(self.uid[rows], {name: c[rows] for name, c in self.columns.items()})
+
+
+def joined(pools: Sequence[Pool]) -> Pool:
+    """The rows of pools with the same columns, one after another."""
+    names = pools[0].columns
+    columns = {name: np.concatenate([pool.columns[name] for pool in pools]) for name in names}
+    return Pool(np.concatenate([pool.uid for pool in pools]), columns)
 
 
 def pool_of(

@@ -34,11 +34,11 @@ class RankSearch:
     `found` holds (c, r) ordered bits.
     """
 
-    def __init__(self, ranks: np.ndarray, kind: type[np.unsignedinteger]):
+    def __init__(self, ranks: np.ndarray, kind: type[np.unsignedinteger], digit: int | None = None):
         self.found = np.zeros(ranks.shape, kind)
         self.left = np.array(ranks, np.int64)
         self.shift = 8 * np.dtype(kind).itemsize
-        self.digit = DIGITS[kind]
+        self.digit = digit or DIGITS[kind]
 
     @property
     def done(self) -> bool:
@@ -65,6 +65,20 @@ def count_digits(bits: np.ndarray, found: np.ndarray, shift: int) -> np.ndarray:
     width = 8 * bits.itemsize
     for row, prefix in zip(counts, found, strict=True):
         _count(bits, prefix, shift, shift - digit, width, (1 << digit) - 1, row)
+    return counts
+
+
+@numba.njit(nogil=True, cache=True)
+def count_in_groups(bits, group, found, shift, digit):
+    """Counts of each of c collections that lie mixed. bits: (n,) ordered uint64; group: (n,)
+    int64, the collection of each, -1 for none; found: (c,). Returns (c, 2^digit) int64."""
+    counts = np.zeros((len(found), 1 << digit), np.int64)
+    low = np.uint64(shift - digit)
+    mask = np.uint64((1 << digit) - 1)
+    for i in range(len(bits)):
+        c = group[i]
+        if c >= 0 and (shift >= 64 or (bits[i] ^ found[c]) >> np.uint64(shift) == 0):
+            counts[c, np.int64((bits[i] >> low) & mask)] += 1
     return counts
 
 

@@ -1,11 +1,14 @@
-"""Finds the best rows of a scored pool where they lie, and writes the manifest of what is kept.
+"""Finds what a rule keeps of a scored pool where the rows lie, and writes the manifest.
 
-A row's place in the ranking is three words: its key, turned round so that the highest comes
-first, and the two halves of its uid, which settle equal keys. The last place that is kept is found
-by counting, word by word, so nothing but the kept rows themselves comes together anywhere.
+A row's place in a ranking is three words: its key, turned round so that the highest comes first,
+and the two halves of its uid, which settle equal keys. Places at given ranks are found by counting,
+word by word, so nothing but the kept rows themselves comes together anywhere. There are two
+rankings: by score, in each group, of which the rule is told the scores at its cuts; and by the
+rule's own key, in each stratum of each group, of which the first are kept.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import reduce
 from typing import Any
 
@@ -14,7 +17,8 @@ import pyarrow as pa
 import ray
 
 from coreset_ray.core.method import Scorer
-from coreset_ray.core.ranks import RankSearch, count_digits, ordered_bits
+from coreset_ray.core.ranks import RankSearch, count_in_groups, ordered_bits, values_of
+from coreset_ray.core.rule import Ranked, Rule, budgets, shares
 from coreset_ray.distributed.session import cluster
 from coreset_ray.io.filesystem import Location, locate
 from coreset_ray.io.tables import MANIFEST, read_table, uid_words, write_table
@@ -24,26 +28,54 @@ _WORDS = 3
 _KEPT = pa.schema([MANIFEST.field(name) for name in ("uid", "shard", "key", "score")])
 
 
-def choose_top(
-    method: Scorer,
-    seed: int,
-    scores: list[Location],
+@dataclass(frozen=True)
+class Ranking:
+    """How rows are ranked and kept. groups: how many, where each row is of one."""
+
+    method: Scorer
+    rule: Rule
+    seed: int
+    groups: int = 1
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A part of a scored pool. scores: the score part; group: the part of a signal that says
+    which group each row is of, and the column, or None for one group."""
+
+    scores: str
+    group: tuple[str, str] | None = None
+
+
+def choose_kept(
+    ranking: Ranking,
+    parts: Sequence[Scored],
     span: tuple[float, float],
     k: int,
     manifest: Location,
 ) -> None:
-    """Writes the manifest of the k best, best first.
+    """Writes the manifest of the k rows that are kept, in the order of the rule's key.
 
-    scores: the score parts; span: the pool's lowest and highest score (for the weights).
+    span: the pool's lowest and highest score (for the weights). Raises `ValueError` where the
+    rule keeps fewer than k.
     """
-    uris = [s.uri for s in scores]
-    count = processes_for(len(uris), cluster().cpus)
-    actors: list[Any] = [Places.remote(method, seed, uris[i::count]) for i in range(count)]
+    count = processes_for(len(parts), cluster().cpus)
+    actors: list[Any] = [Places.remote(ranking, parts[i::count]) for i in range(count)]
     try:
-        k = min(k, sum(ray.get([a.rows.remote() for a in actors])))
-        last = last_kept(actors, k)
-        kept = [a.kept.remote(last) for a in actors]
-        ray.get(_write.remote(method, span, k, manifest.uri, *kept))
+        sizes = _sum([a.sizes.remote(None) for a in actors])
+        k = min(k, int(sizes.sum()))
+        share = budgets(ranking.rule, k, sizes)
+        asked = [ranking.rule.cuts(int(n)) if n else None for n in sizes]
+        width = max(len(cut) for cut in asked if cut is not None)
+        ranks = np.array([cut or (-1,) * width for cut in asked], np.int64)
+        cuts = np.empty((0, _WORDS, len(sizes)), np.uint64)
+        for column in ranks.reshape(len(sizes), width).T:
+            cuts = np.append(cuts, places_at(actors, None, column)[None], axis=0)
+        rooms = _sum([a.sizes.remote(cuts) for a in actors]).reshape(len(sizes), -1)
+        quota = np.concatenate([shares(int(s), r) for s, r in zip(share, rooms, strict=True)])
+        last = places_at(actors, cuts, quota - 1)
+        kept = [a.kept.remote(cuts, last) for a in actors]
+        ray.get(_write.remote(ranking, span, k, manifest.uri, *kept))
     finally:
         for actor in actors:
             ray.kill(actor)
@@ -54,93 +86,139 @@ def processes_for(parts: int, cpus: float) -> int:
     return max(1, min(int(cpus), parts // _PARTS_EACH))
 
 
-def last_kept(actors: Sequence[Any], k: int) -> np.ndarray:
-    """The k-th best place of all, (3,) uint64; before any row's where k is 0.
+def places_at(actors: Sequence[Any], cuts: np.ndarray | None, ranks: np.ndarray) -> np.ndarray:
+    """The places at these ranks, from 0, of each of c collections: (3, c) uint64; before any
+    row's where the rank is -1. cuts: of the rule's ranking, None for that by score.
 
     The driver holds counts of digits, whose number does not depend on the pool.
     """
-    found, left = np.empty(0, np.uint64), np.array([[k - 1]])
+    found, left = np.empty((0, len(ranks)), np.uint64), ranks[:, None]
     for _ in range(_WORDS):
-        search = RankSearch(left, np.uint64)
+        search = RankSearch(left, np.uint64, 16 if len(ranks) == 1 else 8)
         while not search.done:
-            counts = [a.digits.remote(found, *search.question()) for a in actors]
-            search.answer(reduce(np.add, map(ray.get, counts)))
-        found = np.append(found, search.found[0])
+            prefix, shift = search.question()
+            asked = cuts, found, prefix[:, 0], shift, search.digit
+            search.answer(_sum([a.digits.remote(*asked) for a in actors])[:, None])
+        found = np.append(found, search.found.T, axis=0)
         left = search.left  # the rank among the rows that agree so far
     return found
 
 
+def _sum(answers: list[ray.ObjectRef]) -> np.ndarray:
+    return reduce(np.add, map(ray.get, answers))
+
+
 @ray.remote(num_cpus=0, max_restarts=3, max_task_retries=3, scheduling_strategy="SPREAD")
 class Places:
-    """The places of the rows of some score parts. Started again elsewhere, it reads them again."""
+    """The places of the rows of some score parts. Started again elsewhere, it reads them again.
 
-    def __init__(self, method: Scorer, seed: int, scores: list[str]):
-        self.method, self.seed, self.scores = method, seed, scores
-        self.read: tuple[np.ndarray, np.ndarray] | None = None
+    cuts, in every call: (r, 3, groups) uint64, the places in the ranking by score that the rule
+    asked for; None for that ranking itself.
+    """
 
-    def rows(self) -> int:
-        return self._places()[0].shape[1]
+    def __init__(self, ranking: Ranking, parts: list[Scored]):
+        self.ranking, self.parts = ranking, parts
+        self.read: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
+        self.ruled: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
 
-    def digits(self, agreed: np.ndarray, found: np.ndarray, shift: int) -> np.ndarray:
-        """(1, 1, 2^16) counts for a rank search in one word of the rows that agree in the words
-        before it. agreed: (w,) those words; found: (1, 1)."""
-        words, _ = self._places()
-        tied = (words[: len(agreed)] == agreed[:, None]).all(axis=0)
-        return count_digits(words[len(agreed)][tied], found[0], shift)[None]
+    def sizes(self, cuts: np.ndarray | None) -> np.ndarray:
+        """Rows of each collection, (c,) int64: the groups, or the strata of each group."""
+        _, where = self._places(cuts)
+        strata = 1 if cuts is None else self.ranking.rule.divisions
+        return np.bincount(where[where >= 0], minlength=self.ranking.groups * strata)
 
-    def kept(self, last: np.ndarray) -> tuple[np.ndarray, pa.Table]:
-        """The rows up to this place, and their places, (3, rows)."""
-        words, starts = self._places()
-        keep = _up_to(words, last)
+    def digits(
+        self,
+        cuts: np.ndarray | None,
+        agreed: np.ndarray,
+        found: np.ndarray,
+        shift: int,
+        digit: int,
+    ) -> np.ndarray:
+        """(c, 2^digit) counts for a rank search in one word of the rows that agree in the words
+        before it. agreed: (w, c) those words; found: (c,)."""
+        words, where = self._places(cuts)
+        tied = (words[: len(agreed)] == agreed[:, where]).all(axis=0)
+        return count_in_groups(words[len(agreed)], np.where(tied, where, -1), found, shift, digit)
+
+    def kept(self, cuts: np.ndarray, last: np.ndarray) -> tuple[np.ndarray, pa.Table]:
+        """The rows up to the last place of their collection, (3, c), and their places."""
+        words, where = self._places(cuts)
+        keep = (where >= 0) & ~_before(last[:, where], words)
+        assert self.read is not None
         tables = [
-            read_table(locate(uri), _KEPT.names).select(_KEPT.names).filter(pa.array(here))
-            for uri, here in zip(self.scores, np.split(keep, starts), strict=True)
+            read_table(locate(part.scores), _KEPT.names).select(_KEPT.names).filter(pa.array(here))
+            for part, here in zip(self.parts, np.split(keep, self.read[2]), strict=True)
             if here.any()
         ]
         return words[:, keep], pa.concat_tables([_KEPT.empty_table(), *tables])
 
-    def _places(self) -> tuple[np.ndarray, np.ndarray]:
-        """(3, n) uint64 of all rows, and where each part but the first begins."""
+    def _places(self, cuts: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        """(3, n) uint64 of all rows, and the collection each belongs to, (n,) int64."""
         if self.read is None:
-            parts = [
-                _places_of(self.method, self.seed, read_table(locate(uri), ["uid", "score"]))
-                for uri in self.scores
-            ]
-            starts = np.cumsum([part.shape[1] for part in parts])[:-1]
-            self.read = np.concatenate(parts, axis=1), starts
-        return self.read
+            read = [self._read(part) for part in self.parts]
+            starts = np.cumsum([len(group) for _, group in read])[:-1]
+            places, groups = zip(*read, strict=True)
+            self.read = np.concatenate(places, axis=1), np.concatenate(groups), starts
+        words, group, _ = self.read
+        if cuts is None:
+            return words, group
+        if self.ruled is None or not np.array_equal(self.ruled[0], cuts):
+            self.ruled = cuts, *self._by_rule(words, group, cuts)
+        return self.ruled[1:]
+
+    def _by_rule(
+        self, words: np.ndarray, group: np.ndarray, cuts: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        rule, at = self.ranking.rule, cuts[:, :, group]
+        past = np.array([~_before(words, cut) for cut in at]).reshape(len(at), len(group))
+        rows = Ranked(values_of(~words[0]), words[1:].T, values_of(~at[:, 0]), past)
+        key, stratum = rule.key(rows, self.ranking.seed), rule.assign(rows)
+        where = np.where(stratum < 0, -1, group * rule.divisions + stratum)
+        return np.stack([_descending(key), *words[1:]]), where
+
+    def _read(self, part: Scored) -> tuple[np.ndarray, np.ndarray]:
+        """The places of a part's rows in the ranking by score, and their groups."""
+        rows = read_table(locate(part.scores), ["uid", "score"])
+        uid = uid_words(rows["uid"])
+        key = self.ranking.method.rank_key(rows["score"].to_numpy(), uid, self.ranking.seed)
+        group = np.zeros(len(uid), np.int64)
+        if part.group is not None:
+            place, column = part.group
+            group = read_table(locate(place), [column])[column].to_numpy().astype(np.int64)
+            assert len(group) == len(uid), f"{place} is not of the same rows"
+        return np.stack([_descending(key), uid[:, 0], uid[:, 1]]), group
 
 
 @ray.remote(num_cpus=1)
 def _write(
-    method: Scorer,
+    ranking: Ranking,
     span: tuple[float, float],
     k: int,
     manifest: str,
     *kept: tuple[np.ndarray, pa.Table],
 ) -> None:
-    """kept: the k best rows, with their places, in any order."""
+    """kept: the rows that are kept, with their places, in any order."""
     places = np.concatenate([words for words, _ in kept], axis=1)
-    order = np.lexsort(places[::-1])[:k]
+    order = np.lexsort(places[::-1])
+    assert len(order) == k, f"{len(order)} rows kept of {k}"
     rows = pa.concat_tables([table for _, table in kept]).take(order)
     score = rows["score"].to_numpy()
     table = rows.select(["uid", "shard", "key"])
     table = table.append_column("rank", pa.array(np.arange(len(score))))
     table = table.append_column("score", pa.array(score))
-    table = table.append_column("weight", pa.array(method.weight(score, *span)))
-    reason = pa.array(["top score"] * len(score), pa.string())
+    table = table.append_column("weight", pa.array(ranking.method.weight(score, *span)))
+    reason = pa.array([ranking.rule.reason] * len(score), pa.string())
     write_table(locate(manifest), table.append_column("reason", reason).cast(MANIFEST))
 
 
-def _places_of(method: Scorer, seed: int, rows: pa.Table) -> np.ndarray:
-    """(3, rows) uint64 that order, word after word, as the ranking does."""
-    uid = uid_words(rows["uid"])
-    key = method.rank_key(rows["score"].to_numpy(), uid, seed)
+def _descending(key: np.ndarray) -> np.ndarray:
+    """Words that put the highest key first."""
     assert not np.isnan(key).any(), "a ranking key is NaN"
-    return np.stack([~ordered_bits(key + 0.0), uid[:, 0], uid[:, 1]])  # + 0.0: -0.0 equals 0.0
+    return ~ordered_bits(key + 0.0)  # + 0.0: -0.0 equals 0.0
 
 
-def _up_to(words: np.ndarray, last: np.ndarray) -> np.ndarray:
-    """Which places, (3, n), come no later than the last, (3,): (n,) bool."""
-    before, same = words < last[:, None], words == last[:, None]
-    return before[0] | same[0] & (before[1] | same[1] & (before[2] | same[2]))
+def _before(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Which places, (3, n) or (3, 1), come before which: (n,) bool."""
+    less, same = left < right, left == right
+    return less[0] | same[0] & (less[1] | same[1] & less[2])

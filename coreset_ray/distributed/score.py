@@ -9,16 +9,16 @@ import ray
 
 from coreset_ray.core.costs import value_bytes
 from coreset_ray.core.method import PerSample, Sampled
-from coreset_ray.core.pool import Pool as Rows
 from coreset_ray.core.rounding import rounding_effect
 from coreset_ray.distributed import finish
+from coreset_ray.distributed.blocks import PoolFiles
 from coreset_ray.distributed.draw import Drawing
 from coreset_ray.distributed.replicas import Pool
 from coreset_ray.distributed.trial import first_rows
 from coreset_ray.io.filesystem import Location, locate
 from coreset_ray.io.ledger import Ledger
 from coreset_ray.io.row_files import RowShard, row_shards
-from coreset_ray.io.tables import PartedTable, matrix, read_table, uid_words
+from coreset_ray.io.tables import PartedTable
 
 _ROUNDED = 20_000  # rows that show what rounding does, at most
 _FIRST_CHECK = 1 << 16  # draws after which a run may first be found stable
@@ -48,10 +48,10 @@ class Layout:
 
 
 def score_rows(
-    method: PerSample, seed: int, table: PartedTable, parts: Sequence[str], out: Location
+    method: PerSample, seed: int, files: PoolFiles, parts: Sequence[str], out: Location
 ) -> dict[str, Any]:
     """Writes a score part for every embedding part, each on its own."""
-    ends = ray.get([_score_part.remote(method, seed, table.folder.uri, p, out.uri) for p in parts])
+    ends = ray.get([_score_part.remote(method, seed, files, p, out.uri) for p in parts])
     lows, highs = zip(*ends, strict=True)
     return {"lowest": min(lows), "highest": max(highs), "facts": {}}
 
@@ -121,9 +121,7 @@ def _checks(draws: int, stability: float | None) -> list[int]:
 
 @ray.remote(num_cpus=1)
 def _score_part(
-    method: PerSample, seed: int, folder: str, part: str, out: str
+    method: PerSample, seed: int, files: PoolFiles, part: str, out: str
 ) -> tuple[float, float]:
-    rows = read_table(PartedTable(locate(folder)).part(part), ["uid", *method.needs])
-    columns = {n: matrix(rows[n]) if n == "embedding" else rows[n] for n in method.needs}
-    score = method.score(Rows(uid_words(rows["uid"]), columns), seed)
-    return finish.write_part(folder, part, {"score": score}, locate(out))
+    score = method.score(files.read(part, method.needs), seed)
+    return finish.write_part(files.table, part, {"score": score}, locate(out))

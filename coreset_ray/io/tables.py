@@ -69,6 +69,14 @@ def matrix(column: pa.ChunkedArray) -> np.ndarray:
     return flat.reshape(-1, width).astype(np.float32, copy=False)
 
 
+def array_of(column: pa.ChunkedArray) -> np.ndarray:
+    """A column of numbers or truths → (n,), one of fixed_size_list → (n, width), as it is."""
+    if not pa.types.is_fixed_size_list(column.type):
+        return column.to_numpy()
+    flat = pa.chunked_array([c.flatten() for c in column.chunks], column.type.value_type)
+    return flat.to_numpy().reshape(-1, column.type.list_size)
+
+
 def write_table(location: Location, table: pa.Table) -> None:
     """The table as a Parquet file that is whole or absent."""
     with location.replacing() as sink:

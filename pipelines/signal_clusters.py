@@ -1,0 +1,69 @@
+"""embedding table → the k-means cluster of every image."""
+
+import logging
+import time
+from dataclasses import asdict
+from typing import Any
+
+from coreset_ray.clustering.kmeans_fit import Clustering
+from coreset_ray.config import Config, fingerprint
+from coreset_ray.distributed.kmeans import find_clusters
+from coreset_ray.distributed.session import choose_device, cluster, session
+from coreset_ray.io.workspace import Stage, Workspace
+from coreset_ray.version import __version__
+from pipelines import classes
+from pipelines.inputs import filled, key_of, pool_table
+
+_log = logging.getLogger(__name__)
+
+
+def stage_of(config: Config) -> tuple[Stage, dict[str, Any], Clustering]:
+    """Where this configuration's clusters lie, the snapshot they are of, and how they are found."""
+    snapshot, wanted = pool_table(config).snapshot(), config.signals.clusters
+    clustering = Clustering(
+        **wanted.model_dump(exclude={"count"}),
+        count=wanted.count or classes.count(config),
+        seed=config.signals.seed,
+    )
+    content = fingerprint([key_of(snapshot), clustering])
+    return Workspace(config.workspace).stage("signals", "clusters", content), snapshot, clustering
+
+
+def run(config: Config) -> dict[str, Any]:
+    """Writes the clusters if they are not there yet; returns their record."""
+    if config.signals.clusters.count is None:
+        classes.run(config)
+    return write(config, *stage_of(config))
+
+
+def write(
+    config: Config, stage: Stage, snapshot: dict[str, Any], wanted: Clustering
+) -> dict[str, Any]:
+    if (record := stage.done()) is not None:
+        _log.info("clusters: nothing to do, %s is finished", stage.folder.uri)
+        return record
+    parts, start = filled(snapshot), time.monotonic()
+    with session(config.compute.address):
+        on = cluster()
+        gpu = choose_device(config.compute.device) == "cuda" and on.gpus >= 1
+        facts = find_clusters(
+            *(pool_table(config).parts, parts, wanted, stage.folder),
+            actors=max(1, int(on.gpus if gpu else on.cpus)),
+            gpus=1.0 if gpu else 0.0,
+        )
+    seconds = round(time.monotonic() - start, 2)
+    _log.info(
+        "clusters: %d of %d images in %.1f s, in %s",
+        *(wanted.count, snapshot["rows"], seconds, stage.folder.uri),
+    )
+    return stage.finish(
+        {
+            "snapshot": key_of(snapshot),
+            "table": snapshot["table"],
+            "parts": parts,
+            **asdict(wanted),
+            **facts,
+            "seconds": seconds,
+            "version": __version__,
+        }
+    )

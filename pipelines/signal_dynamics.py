@@ -1,0 +1,82 @@
+"""pseudo-labels → what a classifier does with every image while it learns them."""
+
+import logging
+import time
+from typing import Any
+
+import pyarrow as pa
+
+from coreset_ray.config import Config, fingerprint
+from coreset_ray.distributed.dynamics import record_dynamics
+from coreset_ray.distributed.export import locate_members
+from coreset_ray.distributed.session import choose_device, session
+from coreset_ray.io.tables import read_table
+from coreset_ray.io.workspace import Stage, Workspace
+from coreset_ray.version import __version__
+from pipelines import signal_pseudo_labels
+from pipelines.inputs import filled, key_of, pool_table, scratch_of
+
+_log = logging.getLogger(__name__)
+
+
+def stage_of(config: Config) -> tuple[Stage, dict[str, Any], dict[str, Any]]:
+    """Where this configuration's dynamics lie, the snapshot they are of, and the record of the
+    pseudo-labels, with their folder."""
+    snapshot = pool_table(config).snapshot()
+    stage, labels = signal_pseudo_labels.finished(config)
+    told = config.signals.dynamics
+    content = fingerprint([stage.name, told.proxy, told.recipe(), config.signals.seed])
+    found = Workspace(config.workspace).stage("signals", "dynamics", content)
+    return found, snapshot, labels | {"folder": stage.folder}
+
+
+def run(config: Config) -> dict[str, Any]:
+    """Writes the dynamics, and the pseudo-labels before them, if they are not there yet; returns
+    their record."""
+    signal_pseudo_labels.run(config)
+    stage, snapshot, labels = stage_of(config)
+    if (record := stage.done()) is not None:
+        _log.info("dynamics: nothing to do, %s is finished", stage.folder.uri)
+        return record
+    told, parts, start = config.signals.dynamics, filled(snapshot), time.monotonic()
+    with session(config.compute.address):
+        facts = record_dynamics(
+            *(pool_table(config).parts, parts, labels["folder"], stage.folder),
+            proxy=told.recipe(),
+            classes=labels["classes"],
+            seed=config.signals.seed,
+            scratch=scratch_of(config, f"{key_of(snapshot)}-rows"),
+            storage_path=(stage.folder / "training").uri,
+            name="dynamics",
+            images=None if told.proxy == "mlp" else _images(config, list(parts)),
+            workers=config.compute.train_workers,
+            use_gpu=choose_device(config.compute.device) == "cuda",
+            loader_workers=config.compute.loader_workers,
+        )
+    seconds = round(time.monotonic() - start, 2)
+    _log.info(
+        "dynamics: %d epochs of %s on %d images in %.1f s, accuracy %.3f on pseudo-labels, in %s",
+        *(facts["epochs"], told.proxy, snapshot["rows"], seconds, facts["accuracy"]),
+        stage.folder.uri,
+    )
+    return stage.finish(
+        {
+            "snapshot": key_of(snapshot),
+            "table": snapshot["table"],
+            "parts": parts,
+            "pseudo_labels": labels["folder"].path.rsplit("/", 1)[1],
+            **facts,
+            "proxy": told.proxy,
+            "recipe": vars(told.recipe()),
+            "seconds": seconds,
+            "version": __version__,
+        }
+    )
+
+
+def _images(config: Config, parts: list[str]) -> pa.Table:
+    """Where every image of the pool lies: uid, path, offset, size."""
+    table, columns = pool_table(config), ["uid", "shard", "key"]
+    wanted = pa.concat_tables([read_table(table.parts.part(p), columns) for p in parts])
+    found = locate_members({s.name: s for s in table.shards}, wanted)
+    return found.filter(found["image"]).select(["uid", "path", "offset", "size"])

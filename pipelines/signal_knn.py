@@ -1,0 +1,75 @@
+"""embedding table → the nearest neighbours of every image."""
+
+import logging
+import time
+from typing import Any
+
+from coreset_ray.clustering.neighbors import choose_kind
+from coreset_ray.config import Config, fingerprint
+from coreset_ray.distributed.neighbors import Search, find_neighbors
+from coreset_ray.distributed.session import choose_device, cluster, session
+from coreset_ray.io.workspace import Stage, Workspace
+from coreset_ray.version import __version__
+from pipelines.inputs import dimensions, filled, key_of, pool_table
+
+_log = logging.getLogger(__name__)
+
+_ENOUGH = 0.95  # recall
+
+
+def stage_of(config: Config) -> tuple[Stage, dict[str, Any], Search]:
+    """Where this configuration's neighbours lie, the snapshot they are of, and how they are
+    found."""
+    table = pool_table(config)
+    snapshot, wanted = table.snapshot(), config.signals.knn
+    parts = filled(snapshot)
+    rows = sum(parts.values())
+    if wanted.k >= rows:
+        raise ValueError(
+            f"signals.knn.k={wanted.k}: the pool has {rows} images, so each has at most {rows - 1} "
+            "neighbours; set it lower"
+        )
+    kind = choose_kind(rows) if wanted.index == "auto" else wanted.index
+    inverted = (wanted.lists, wanted.probes) if kind != "flat" else (1, 1)
+    search = Search(wanted.k, dimensions(table.parts, next(iter(parts))), kind, *inverted)
+    content = fingerprint([key_of(snapshot), search])
+    return Workspace(config.workspace).stage("signals", "knn", content), snapshot, search
+
+
+def run(config: Config) -> dict[str, Any]:
+    """Writes the neighbours if they are not there yet; returns their record."""
+    stage, snapshot, search = stage_of(config)
+    if (record := stage.done()) is not None:
+        _log.info("signals: nothing to do, %s is finished", stage.folder.uri)
+        return record
+    parts, start = filled(snapshot), time.monotonic()
+    with session(config.compute.address):
+        on = cluster()
+        gpu = choose_device(config.compute.device) == "cuda" and on.gpus >= 1
+        facts = find_neighbors(
+            *(pool_table(config).parts, parts, search, stage.folder),
+            actors=max(1, int(on.gpus if gpu else on.cpus)),
+            gpus=1.0 if gpu else 0.0,
+        )
+    seconds = round(time.monotonic() - start, 2)
+    _log.info(
+        "signals: %d neighbours of %d images in %.1f s, recall %.3f, in %s",
+        *(search.k, snapshot["rows"], seconds, facts["recall"], stage.folder.uri),
+    )
+    if facts["recall"] < _ENOUGH:
+        _log.warning(
+            "signals: the index finds %.1f%% of the true neighbours on a sample; raise "
+            "signals.knn.probes, or set signals.knn.index=flat",
+            100 * facts["recall"],
+        )
+    return stage.finish(
+        {
+            "snapshot": key_of(snapshot),
+            "table": snapshot["table"],
+            "parts": parts,
+            **vars(search),
+            **facts,
+            "seconds": seconds,
+            "version": __version__,
+        }
+    )

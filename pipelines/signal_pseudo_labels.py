@@ -1,0 +1,143 @@
+"""neighbours or clusters → a pseudo-label for every image."""
+
+import logging
+import time
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from coreset_ray.clustering.deep import HeadSettings
+from coreset_ray.clustering.diagnosis import clustering_scores
+from coreset_ray.clustering.kmeans_fit import Clustering
+from coreset_ray.config import Config, fingerprint
+from coreset_ray.distributed.deep_clusters import train_heads
+from coreset_ray.distributed.export import locate_members
+from coreset_ray.distributed.relabel import labels_of_clusters
+from coreset_ray.distributed.session import choose_device, session
+from coreset_ray.io.labels import attach_labels
+from coreset_ray.io.tables import read_table
+from coreset_ray.io.workspace import Stage, Workspace
+from coreset_ray.version import __version__
+from pipelines import classes, signal_clusters, signal_knn
+from pipelines.inputs import NotReady, filled, key_of, pool_table, scratch_of
+
+_log = logging.getLogger(__name__)
+
+_DIAGNOSED = 200_000  # images at most
+
+
+def stage_of(config: Config) -> tuple[Stage, dict[str, Any], HeadSettings | Clustering]:
+    """Where this configuration's pseudo-labels lie, the snapshot they are of, and how they are
+    made."""
+    snapshot, told = pool_table(config).snapshot(), config.signals
+    wanted: HeadSettings | Clustering
+    if told.pseudo_labels.clustering == "kmeans":
+        stage, _, wanted = signal_clusters.stage_of(_as_clusters(config))
+    else:
+        stage = signal_knn.stage_of(config)[0]
+        wanted = told.pseudo_labels.heads(classes.count(config), told.seed)
+    content = fingerprint([told.pseudo_labels.clustering, stage.name, asdict(wanted)])
+    found = Workspace(config.workspace).stage("signals", "pseudo_labels", content)
+    return found, snapshot, wanted
+
+
+def run(config: Config) -> dict[str, Any]:
+    """Writes the pseudo-labels, and what they are made of before them, if they are not there yet;
+    returns their record and, where true labels are named, the report of how far they agree."""
+    classes.run(config)
+    if config.signals.pseudo_labels.clustering == "kmeans":
+        signal_clusters.run(_as_clusters(config))
+    else:
+        signal_knn.run(config)
+    stage, snapshot, wanted = stage_of(config)
+    if (record := stage.done()) is not None:
+        _log.info("pseudo_labels: nothing to do, %s is finished", stage.folder.uri)
+        return record | _diagnosis(config, stage, record)
+    start = time.monotonic()
+    with session(config.compute.address):
+        facts = _write(config, stage, snapshot, wanted)
+    seconds = round(time.monotonic() - start, 2)
+    count = wanted.classes if isinstance(wanted, HeadSettings) else wanted.count
+    _log.info(
+        "pseudo_labels: %d classes of %d images by %s in %.1f s, in %s",
+        *(count, snapshot["rows"], config.signals.pseudo_labels.clustering, seconds),
+        stage.folder.uri,
+    )
+    record = stage.finish(
+        {
+            "snapshot": key_of(snapshot),
+            "table": snapshot["table"],
+            "parts": filled(snapshot),
+            "clustering": config.signals.pseudo_labels.clustering,
+            "settings": asdict(wanted),
+            **facts,
+            "classes": count,
+            "seconds": seconds,
+            "version": __version__,
+        }
+    )
+    return record | _diagnosis(config, stage, record)
+
+
+def _write(
+    config: Config, stage: Stage, snapshot: dict[str, Any], wanted: HeadSettings | Clustering
+) -> dict[str, Any]:
+    parts = filled(snapshot)
+    if isinstance(wanted, Clustering):
+        clusters = signal_clusters.stage_of(_as_clusters(config))[0]
+        return {"rows_of_label": labels_of_clusters(clusters.folder, parts, stage.folder)}
+    knn = signal_knn.stage_of(config)[0]
+    return train_heads(
+        *(pool_table(config).parts, parts, knn.folder, wanted, stage.folder),
+        scratch=scratch_of(config, f"{key_of(snapshot)}-rows"),
+        name="heads",
+        storage_path=(stage.folder / "training").uri,
+        workers=config.compute.train_workers,
+        use_gpu=choose_device(config.compute.device) == "cuda",
+    )
+
+
+def _as_clusters(config: Config) -> Config:
+    """With as many clusters as there are classes."""
+    clusters = config.signals.clusters.model_copy(update={"count": classes.count(config)})
+    return config.replace("signals", clusters=clusters)
+
+
+def _diagnosis(config: Config, stage: Stage, record: dict[str, Any]) -> dict[str, Any]:
+    """How far the pseudo-labels agree with true labels; diagnosis.json beside them."""
+    source = config.signals.pseudo_labels.truth
+    if source is None:
+        return {}
+    table, label, truth, seen = pool_table(config), [], [], 0
+    shards = {shard.name: shard for shard in table.shards}
+    for part in record["parts"]:
+        rows = read_table(table.parts.part(part), ["uid", "shard", "key"])
+        true = attach_labels(locate_members(shards, rows), source).select(["uid", "label"])
+        own = read_table(stage.folder / f"part-{part}.parquet", ["uid", "label"])
+        both = own.rename_columns(["uid", "pseudo"]).join(true, "uid")
+        label.append(both["pseudo"].to_numpy())
+        truth.append(both["label"])
+        if (seen := seen + len(both)) >= _DIAGNOSED:
+            break
+    number = pa.chunked_array([c for t in truth for c in t.chunks]).dictionary_encode()
+    codes = np.concatenate(
+        [chunk.indices.to_numpy() for chunk in number.unify_dictionaries().chunks]
+    )
+    found = clustering_scores(np.concatenate(label), codes) | {"images": seen}
+    (stage.folder / "diagnosis.json").write_json(found)
+    told = ", ".join(f"{name.upper()} {found[name]:.3f}" for name in ("acc", "nmi", "ari"))
+    return {"report": f"Pseudo-labels against {source} on {seen:,} images: {told}\n"}
+
+
+def finished(config: Config) -> tuple[Stage, dict[str, Any]]:
+    """The finished stage and its record; `NotReady` when there is none."""
+    stage = stage_of(config)[0]
+    record = stage.done()
+    if record is None:
+        raise NotReady(
+            "there are no pseudo-labels: run `coreset-ray signals --only pseudo_labels` with this "
+            "configuration first"
+        )
+    return stage, record
