@@ -9,10 +9,10 @@ import pyarrow as pa
 import ray
 
 from coreset_ray.clustering.neighbors import Kind, Neighbors, best, recall, single_thread, unit_rows
-from coreset_ray.core.pool import check_finite
 from coreset_ray.distributed.progress import Progress
+from coreset_ray.io.embedding_parts import read_part
 from coreset_ray.io.filesystem import Location, locate
-from coreset_ray.io.tables import PartedTable, matrix, read_table, uid_words, write_table
+from coreset_ray.io.tables import PartedTable, uid_words, write_table
 
 _BLOCK = 1 << 20  # rows of an index, about: what it finds depends on them, not on who holds them
 _UNDER_WAY = 4  # parts searched at once
@@ -196,15 +196,5 @@ def _together(answers: Any) -> Answer:
 
 def _queries(table: str, part: Part, width: int) -> Queries:
     name, first = part
-    rows = read_table(PartedTable(locate(table)).part(name), ["uid", "embedding"])
-    embedding = matrix(rows["embedding"])
-    if embedding.shape[1] != width:
-        raise ValueError(
-            f"part {name!r} holds embeddings of {embedding.shape[1]} dimensions, where the first "
-            f"part has {width}: delete its two files in {table}/parts and embed again"
-        )
-    try:
-        check_finite(embedding)
-    except ValueError as error:
-        raise ValueError(f"part {name!r}: {error}") from None
-    return Queries(first + np.arange(len(rows)), rows["uid"], unit_rows(embedding))
+    uid, embedding = read_part(PartedTable(locate(table)), name, width)
+    return Queries(first + np.arange(len(uid)), uid, unit_rows(embedding))
