@@ -1,0 +1,222 @@
+"""Pseudo-labels of a pool by deep clustering: heads trained with Ray Train, labels part by part.
+
+Killed at any moment and called again with the same name, it goes on from its last checkpoint to
+the result that it would have had.
+"""
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, replace
+from typing import Any, BinaryIO, cast
+
+import pyarrow as pa
+import ray
+import ray.train
+import torch
+from ray.train.torch import TorchTrainer
+
+from coreset_ray.clustering.deep import HeadSettings
+from coreset_ray.clustering.labeler import Labeler, labeler_of
+from coreset_ray.core.random import draw_words
+from coreset_ray.distributed.deep_worker import HeadJob, work
+from coreset_ray.distributed.progress import Progress
+from coreset_ray.io.filesystem import Location, locate
+from coreset_ray.io.tables import PartedTable, matrix, read_table, write_table
+from coreset_ray.models.images import EpochBatches
+
+_ATTEMPTS = 3  # seeds, where all heads collapse
+
+
+def train_heads(
+    table: PartedTable,
+    parts: dict[str, int],
+    neighbors: Location,
+    settings: HeadSettings,
+    out: Location,
+    *,
+    scratch: str,
+    name: str,
+    storage_path: str,
+    workers: int = 1,
+    use_gpu: bool = False,
+    resources_per_worker: dict[str, float] | None = None,
+    max_failures: int = 3,
+    checkpoint_every: int = 10,
+    stop_after: int | None = None,
+) -> dict[str, Any]:
+    """Trains heads on a pool and its neighbours, keeps them in OUT/heads.pt, and writes a part of
+    labels for every embedding part that has none yet: uid, label, confidence, agreement.
+
+    Source: Adaloglou et al. 2023; ELFS section 4.2. Ours differs in that heads are matched before
+    their mean is taken, and that collapsed heads are left out of it.
+
+    parts: rows of each, in the order that numbers rows; neighbors: folder of the k-NN signal.
+    scratch: a folder of each machine for this pool and these neighbours, where both are laid out.
+    name, storage_path: where checkpoints go (shared by all nodes); a call with a name that has
+    been there resumes it. checkpoint_every: epochs. stop_after: epochs after which to stop for
+    now, before any labels.
+
+    Pairs depend on (seed, epoch, row) alone. The same seed and workers give the same heads on a
+    CPU; another number of workers adds gradients in another order, which moves last digits, and
+    these grow over many epochs.
+
+    Returns, JSON-able: loss of each head (mean over the last epoch), best_head, collapsed (heads),
+    largest_share (of a cluster in each head's probability), rows_of_label, attempts, seed, epochs,
+    device, precision, workers.
+    Raises `ValueError` for wrong arguments before Ray is touched; `RuntimeError` for a loss that
+    is not finite, for a name that belongs to other training, after max_failures, and where all
+    heads put everything into one cluster with each of three seeds.
+    """
+    _check(settings, parts, name, workers, checkpoint_every, stop_after)
+    fingerprint = _fingerprint(settings, parts, neighbors)
+    attempt = {
+        "max_failures": max_failures,
+        "storage_path": storage_path,
+        "scaling": ray.train.ScalingConfig(
+            num_workers=workers, use_gpu=use_gpu, resources_per_worker=resources_per_worker
+        ),
+    }
+    if not (out / "heads.pt").exists():
+        for tried in range(_ATTEMPTS):
+            job = HeadJob(
+                table=table.folder.uri,
+                parts=parts,
+                neighbors=neighbors.uri,
+                settings=replace(settings, seed=_seed(settings.seed, tried)),
+                scratch=scratch,
+                out=out.uri,
+                epochs=min(settings.epochs, stop_after or settings.epochs),
+                checkpoint_every=checkpoint_every,
+                fingerprint=fingerprint,
+            )
+            facts = _fit(job, f"{name}-{tried}", **attempt)
+            if facts["epochs"] < settings.epochs:
+                return facts
+            if facts["written"]:
+                break
+        else:
+            raise RuntimeError(
+                f"training {name!r}: with each of {_ATTEMPTS} seeds all {settings.heads} heads put "
+                f"everything into one cluster ({facts['largest_share'][0]:.1%} in the first head); "
+                + _remedy(settings)
+            )
+    state = _load(out)
+    if state["fingerprint"] != fingerprint:
+        raise RuntimeError(
+            f"{(out / 'heads.pt').uri} was trained on other data or settings; delete that folder"
+        )
+    _label_parts(labeler_of(state), table, parts, out, gpus=float(use_gpu))
+    seed = state["settings"]["seed"]
+    attempts = [_seed(settings.seed, tried) for tried in range(_ATTEMPTS)].index(seed) + 1
+    return {**state["facts"], "seed": seed, "attempts": attempts, "workers": workers}
+
+
+def load_labeler(out: Location) -> Labeler:
+    """The heads that `train_heads` left in its folder: they label any embeddings of its encoder."""
+    return labeler_of(_load(out))
+
+
+def _load(out: Location) -> dict[str, Any]:
+    with (out / "heads.pt").open_file() as source:
+        return torch.load(cast(BinaryIO, source), map_location="cpu", weights_only=True)
+
+
+def _check(
+    settings: HeadSettings,
+    parts: dict[str, int],
+    name: str,
+    workers: int,
+    checkpoint_every: int,
+    stop_after: int | None,
+) -> None:
+    rows = sum(parts.values())
+    if settings.classes > rows:
+        raise ValueError(f"classes={settings.classes}: the pool has {rows} images; set it lower")
+    if not name or "/" in name:
+        raise ValueError(f"name={name!r}: expected a folder name without a slash")
+    if workers < 1 or checkpoint_every < 1 or (stop_after is not None and stop_after < 1):
+        raise ValueError(
+            f"workers={workers}, checkpoint_every={checkpoint_every}, stop_after={stop_after}: "
+            "expected at least 1"
+        )
+    if settings.batch_size < 2 * workers:
+        EpochBatches(1, settings.batch_size, seed=0, workers=workers)  # says what is wrong
+
+
+def _fingerprint(settings: HeadSettings, parts: dict[str, int], neighbors: Location) -> str:
+    """A hash of what determines the heads; not of where the tables are mounted."""
+    told = [asdict(settings), list(parts.items()), os.path.basename(neighbors.path)]
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+def _seed(seed: int, tried: int) -> int:
+    """Of an attempt: the seed itself, then others that are functions of it."""
+    return int(draw_words(seed, 0, 1, _ATTEMPTS)[0, tried]) if tried else seed
+
+
+def _remedy(settings: HeadSettings) -> str:
+    if settings.clustering == "scan":
+        return f"raise entropy_weight={settings.entropy_weight} or lower lr={settings.lr:.4g}"
+    return (
+        f"lower lr={settings.lr:.4g} or beta={settings.beta}, raise warmup_epochs="
+        f"{settings.warmup_epochs}, and see whether the embeddings differ from image to image"
+    )
+
+
+def _fit(
+    job: HeadJob,
+    name: str,
+    *,
+    scaling: ray.train.ScalingConfig,
+    storage_path: str,
+    max_failures: int,
+) -> dict[str, Any]:
+    """Facts of one training."""
+    trainer = TorchTrainer(
+        work,
+        train_loop_config={"job": job},
+        scaling_config=scaling,
+        run_config=ray.train.RunConfig(
+            name=name,
+            storage_path=storage_path if "://" in storage_path else os.path.abspath(storage_path),
+            failure_config=ray.train.FailureConfig(max_failures=max_failures),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
+        ),
+    )
+    try:
+        outcome = trainer.fit().return_value
+    except ray.train.TrainingFailedError as error:
+        raise RuntimeError(f"training {name!r} failed: {error}") from error
+    if outcome is None or "hopeless" in outcome:
+        raise RuntimeError(f"training {name!r}: {(outcome or {}).get('hopeless', 'was aborted')}")
+    return outcome
+
+
+def _label_parts(
+    labeler: Labeler, table: PartedTable, parts: dict[str, int], out: Location, *, gpus: float
+) -> None:
+    places = {part: out / f"part-{part}.parquet" for part in parts}
+    left = [part for part, place in places.items() if not place.exists()]
+    if not left:
+        return
+    shared, label = ray.put(labeler), _label.options(num_gpus=gpus)
+    pending = [
+        label.remote(shared, table.part(part).uri, places[part].uri, gpus > 0) for part in left
+    ]
+    with Progress("pseudo-labels", len(parts), "parts") as progress:
+        while pending:
+            ready, pending = ray.wait(pending)
+            ray.get(ready)
+            progress.update(len(parts) - len(pending))
+
+
+@ray.remote(num_cpus=1)
+def _label(labeler: Labeler, part: str, place: str, gpu: bool) -> None:
+    """A part: uid, label, confidence and agreement."""
+    torch.set_num_threads(1)  # how threads share a sum moves digits
+    rows = read_table(locate(part), ["uid", "embedding"])
+    found = labeler.label(matrix(rows["embedding"]), "cuda" if gpu else "cpu")
+    names = "label", "confidence", "agreement"
+    columns = {name: pa.array(values) for name, values in zip(names, found, strict=True)}
+    write_table(locate(place), pa.table({"uid": rows["uid"], **columns}))
