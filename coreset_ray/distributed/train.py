@@ -19,6 +19,7 @@ import ray.train
 from ray.train.torch import TorchTrainer
 
 from coreset_ray.core.random import check_seed
+from coreset_ray.distributed.train_loop import Training
 from coreset_ray.distributed.train_worker import Job, work
 from coreset_ray.io.filesystem import locate
 from coreset_ray.models.images import EpochBatches
@@ -68,7 +69,8 @@ def train_and_test(
     started = time.perf_counter()
     _check_table(train, "train", classes, recipe.weighted)
     _check_table(test, "test", classes, weighted=False)
-    _check_numbers(recipe, seed, name, workers, loader_workers, checkpoint_every)
+    check_run(seed, name, workers, loader_workers, checkpoint_every)
+    EpochBatches(1, recipe.batch_size, seed=seed, workers=workers)
     columns = [*_COLUMNS, "weight"] if recipe.weighted else [*_COLUMNS]
     train = train.select(columns)
     job = Job(
@@ -80,8 +82,35 @@ def train_and_test(
         fingerprint=_fingerprint(train, recipe, classes, seed),
         loader_workers=loader_workers,
         checkpoint_every=checkpoint_every,
-        open_file=open_file or _open_any,
+        open_file=open_file or open_any,
     )
+    outcome = fit(
+        work,
+        job,
+        name=name,
+        storage_path=storage_path,
+        workers=workers,
+        use_gpu=use_gpu,
+        resources_per_worker=resources_per_worker,
+        max_failures=max_failures,
+    )
+    seconds = time.perf_counter() - started
+    return {**outcome, "images": len(train), "seconds": round(seconds, 3), "workers": workers}
+
+
+def fit(
+    work: Callable[[dict[str, Any]], dict[str, Any]],
+    job: Training,
+    *,
+    name: str,
+    storage_path: str,
+    workers: int,
+    use_gpu: bool,
+    resources_per_worker: dict[str, float] | None,
+    max_failures: int,
+) -> dict[str, Any]:
+    """What `work` returns where rank is 0, called on every worker; `RuntimeError` for what no
+    retry would mend and after max_failures."""
     trainer = TorchTrainer(
         work,
         train_loop_config={"job": job},
@@ -101,8 +130,7 @@ def train_and_test(
         raise RuntimeError(f"training {name!r} failed: {error}") from error
     if outcome is None or "hopeless" in outcome:
         raise RuntimeError(f"training {name!r}: {(outcome or {}).get('hopeless', 'was aborted')}")
-    seconds = time.perf_counter() - started
-    return {**outcome, "images": len(train), "seconds": round(seconds, 3), "workers": workers}
+    return outcome
 
 
 def _check_table(table: pa.Table, which: str, classes: int, weighted: bool) -> None:
@@ -128,9 +156,10 @@ def _check_table(table: pa.Table, which: str, classes: int, weighted: bool) -> N
             raise ValueError(f"the {which} table has weight {wrong[0]}; expected finite, from 0 up")
 
 
-def _check_numbers(
-    recipe: Recipe, seed: int, name: str, workers: int, loader_workers: int, checkpoint_every: int
+def check_run(
+    seed: int, name: str, workers: int, loader_workers: int, checkpoint_every: int
 ) -> None:
+    """`ValueError` for a number out of range, or a name that is no folder's."""
     check_seed(seed)
     if not name or "/" in name:
         raise ValueError(f"name={name!r}: expected a folder name without a slash")
@@ -139,7 +168,6 @@ def _check_numbers(
             f"workers={workers}, loader_workers={loader_workers}, checkpoint_every="
             f"{checkpoint_every}: expected at least 1, 0 and 1"
         )
-    EpochBatches(1, recipe.batch_size, seed=seed, workers=workers)
 
 
 def _fingerprint(train: pa.Table, recipe: Recipe, classes: int, seed: int) -> str:
@@ -151,5 +179,6 @@ def _fingerprint(train: pa.Table, recipe: Recipe, classes: int, seed: int) -> st
     return digest.hexdigest()
 
 
-def _open_any(uri: str) -> BinaryIO:
+def open_any(uri: str) -> BinaryIO:
+    """A file anywhere, for reading at any offset."""
     return locate(uri).open_file()

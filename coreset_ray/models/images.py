@@ -13,6 +13,7 @@ from torch.utils.data import Dataset, Sampler
 from coreset_ray.core.random import draw_words
 
 _OPEN_FILES = 32  # a process, not a machine
+_WORDS = 1 << 20  # rows whose random words are drawn at once
 
 
 def _open_local(path: str) -> BinaryIO:
@@ -150,11 +151,65 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
             batches[-1:] = [] if len(batches) > 1 else [np.resize(order, 2 * self.workers)]
         self.batches = batches  # of all workers together
 
+    @property
+    def sizes(self) -> list[int]:
+        """Rows of each batch, over all workers."""
+        return [len(batch) for batch in self.batches]
+
     def __len__(self) -> int:
-        return len(self.batches)
+        return len(self.sizes)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         """This worker's share of each batch, as (row, seed) keys of `IndexedImages`."""
         for batch in self.batches:
             share = batch[self.worker :: self.workers]
             yield list(zip(share.tolist(), self._row_seed[share].tolist(), strict=True))
+
+
+class OwnedBatches(EpochBatches):
+    """The same, with every row in exactly one batch of each epoch and always with one worker, so
+    that a worker can keep what it knows of a row: worker r of w owns rows r, r + w, … and each of
+    its batches takes the next of them in their shuffled order. A last batch too small for batch
+    normalisation is joined to the one before.
+
+    A worker knows the order of its own rows alone: O(rows / workers) memory.
+    """
+
+    def __init__(
+        self, rows: int, batch_size: int, *, seed: int, worker: int = 0, workers: int = 1
+    ) -> None:
+        if rows < 2 * workers:
+            raise ValueError(
+                f"{rows} images over {workers} workers: each needs two; lower workers, or give "
+                "more images"
+            )
+        super().__init__(rows, batch_size, seed=seed, worker=worker, workers=workers)
+
+    def set_epoch(self, epoch: int) -> None:
+        words = np.concatenate(list(self._own_words(epoch)))
+        order = np.argsort(words[:, 0], kind="stable")
+        self._row_seed = (words[:, 1] >> np.uint64(1)).astype(np.int64)
+        ends = np.append(np.arange(self.batch_size, self.rows, self.batch_size), self.rows)
+        if len(ends) > 1 and ends[-1] - ends[-2] < 2 * self.workers:
+            ends = np.delete(ends, -2)
+        self._sizes = np.diff(ends, prepend=0).tolist()
+        self.own = np.split(order, -(-(ends[:-1] - self.worker) // self.workers))
+
+    def _own_words(self, epoch: int) -> Iterator[np.ndarray]:
+        """Random words of this worker's rows, (r, 2) at a time."""
+        for first in range(0, self.rows, _WORDS):
+            count = min(_WORDS, self.rows - first)
+            words = draw_words(self.seed, epoch * self.rows + first, count, 2)
+            yield words[(self.worker - first) % self.workers :: self.workers]
+
+    @property
+    def sizes(self) -> list[int]:
+        return self._sizes
+
+    def row(self, own: np.ndarray) -> np.ndarray:
+        """The numbers in the pool of rows that are this worker's first, second, …"""
+        return self.worker + self.workers * own
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for own in self.own:
+            yield list(zip(self.row(own).tolist(), self._row_seed[own].tolist(), strict=True))

@@ -10,6 +10,8 @@ from torchvision.transforms import v2
 
 from coreset_ray.models.resnet import MODELS, SMALL, build_resnet
 
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
+
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 # ImageNet's channel statistics, for every data set: a fixed affine map of the pixels, so the
@@ -44,14 +46,13 @@ class Recipe:
     image_size: int = 32
     padding: int = 4
     flip: bool = True
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    precision: Precision = "auto"
     weighted: bool = False
 
     def __post_init__(self) -> None:
         if self.model not in MODELS:
             raise ValueError(f"model={self.model!r}: expected one of {', '.join(sorted(MODELS))}")
-        if self.precision not in ("auto", *_DTYPES):
-            raise ValueError(f"precision={self.precision!r}: expected auto, {', '.join(_DTYPES)}")
+        check_precision(self.precision)
         for name, least in (("epochs", 1), ("batch_size", 2), ("image_size", 8), ("padding", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}={getattr(self, name)}: expected at least {least}")
@@ -106,20 +107,36 @@ class Recipe:
         A function of the step alone, so nothing of it is kept in a checkpoint.
         step: 0 … steps - 1.
         """
-        return self.min_lr + (self.lr - self.min_lr) * (1 + math.cos(math.pi * step / steps)) / 2
+        return cosine(self.lr, self.min_lr, step, steps)
 
     def dtype(self, device: torch.device) -> torch.dtype:
         """What the forward pass computes in on this device; parameters stay float32.
 
         Raises `ValueError` for float16 on a CPU, where its gradients would vanish.
         """
-        if self.precision == "float16" and device.type != "cuda":
-            raise ValueError("precision='float16' needs a GPU; use auto or float32 on the CPU")
-        if self.precision != "auto":
-            return _DTYPES[self.precision]
-        if device.type != "cuda":
-            return torch.float32
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        return compute_dtype(self.precision, device)
+
+
+def cosine(start: float, end: float, step: int, steps: int) -> float:
+    """From start, in steps 0 … steps - 1, down to close above end along half a cosine."""
+    return end + (start - end) * (1 + math.cos(math.pi * step / steps)) / 2
+
+
+def compute_dtype(precision: Precision, device: torch.device) -> torch.dtype:
+    """What a precision means on this device; `ValueError` for float16 on a CPU."""
+    if precision == "float16" and device.type != "cuda":
+        raise ValueError("precision='float16' needs a GPU; use auto or float32 on the CPU")
+    if precision != "auto":
+        return _DTYPES[precision]
+    if device.type != "cuda":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+
+
+def check_precision(precision: str) -> None:
+    """`ValueError` for a name that is none."""
+    if precision not in ("auto", *_DTYPES):
+        raise ValueError(f"precision={precision!r}: expected auto, {', '.join(_DTYPES)}")
 
 
 def batch_loss(

@@ -1,0 +1,233 @@
+"""A proxy classifier trained on pseudo-labels with Ray Train, every image's margin, correctness,
+error, loss … recorded in each epoch as it trains, and laid out a row an image."""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any, BinaryIO
+
+import numpy as np
+import pyarrow as pa
+import ray
+
+from coreset_ray.distributed.dynamics_worker import Recording, work
+from coreset_ray.distributed.progress import Progress
+from coreset_ray.distributed.train import check_run, fit, open_any
+from coreset_ray.io.epoch_records import list_column, read_epochs
+from coreset_ray.io.filesystem import Location, locate
+from coreset_ray.io.tables import PartedTable, read_table, uid_words, write_table
+from coreset_ray.models.dynamics import METRICS
+from coreset_ray.models.images import OwnedBatches
+from coreset_ray.models.mlp import MlpRecipe
+from coreset_ray.models.recipe import Recipe
+
+_BLOCK = 1 << 20  # rows of a task, about, and at most so many
+_BYTES = 1 << 30  # of their records in memory
+_ROW = 4 * len(METRICS)  # bytes of an image in an epoch, at most
+_UNDER_WAY = 256  # tasks submitted ahead
+
+Part = tuple[str, int, int]  # its name, the number of its first row in the pool, its rows
+
+
+def record_dynamics(
+    table: PartedTable,
+    parts: dict[str, int],
+    labels: Location,
+    out: Location,
+    *,
+    proxy: MlpRecipe | Recipe,
+    classes: int,
+    seed: int,
+    scratch: str,
+    storage_path: str,
+    name: str,
+    images: pa.Table | None = None,
+    workers: int = 1,
+    use_gpu: bool = False,
+    resources_per_worker: dict[str, float] | None = None,
+    loader_workers: int = 0,
+    checkpoint_every: int = 5,
+    max_failures: int = 3,
+    open_file: Callable[[str], BinaryIO] | None = None,
+) -> dict[str, Any]:
+    """Writes part-NAME.parquet for every embedding part that has none yet: `uid`, and each of
+    `models.dynamics.METRICS` as a list over epochs.
+
+    parts: rows of each, in the order that numbers rows. labels: a folder with part-NAME.parquet
+    for each, of which uid and label (0 … classes - 1) are read. proxy: an MLP on the embeddings,
+    or a ResNet on `images`: a table of uid, path, offset and size (in bytes of the image inside
+    that file) that holds every image of the pool, in any order.
+
+    Every row is recorded exactly once an epoch, from the forward pass that trains on it: of an
+    image, as its augmentation was. Row i belongs to worker i mod workers, which keeps the row's
+    log-probabilities of one epoch for `change` in the next: n·c·4 bytes of disk over all
+    workers, and as much in each checkpoint. The same seed and workers give the same bits on a
+    CPU; another number of workers draws other batches.
+
+    scratch: a folder of each machine, for these and for its copy of the embeddings. name,
+    storage_path: where checkpoints go (a local path shared by all nodes, or a URI); a call with a
+    name that has been there resumes it. out: seen by all nodes; out/records holds the epochs
+    until all parts are written. checkpoint_every: epochs. open_file: as in `train_and_test`.
+
+    Returns, JSON-able: proxy, classes, epochs, train_loss and accuracy (on the pseudo-labels,
+    over the last epoch), images, seconds (of this call), workers, device, precision. Raises
+    `ValueError` for wrong arguments or labels before training; `RuntimeError` as training does.
+    """
+    started = time.perf_counter()
+    check_run(seed, name, workers, loader_workers, checkpoint_every)
+    _check_proxy(proxy, classes, images)
+    rows = sum(parts.values())
+    OwnedBatches(rows, proxy.batch_size, seed=seed, workers=workers)
+    firsts = np.cumsum([0, *parts.values()])[:-1].tolist()
+    placed = list(zip(parts, firsts, parts.values(), strict=True))
+    content = _check_labels(table, labels, placed, classes)
+    mark = [type(proxy).__name__, asdict(proxy), classes, seed, content]
+    fingerprint = hashlib.sha256(json.dumps(mark, sort_keys=True).encode()).hexdigest()
+    job = Recording(
+        recipe=proxy,
+        classes=classes,
+        seed=seed,
+        fingerprint=fingerprint,
+        checkpoint_every=checkpoint_every,
+        table=table.folder.uri,
+        parts=parts,
+        labels=labels.uri,
+        records=(out / "records").uri,
+        scratch=scratch,
+        images=None if images is None else ray.put(_in_order(images, table, parts)),
+        loader_workers=loader_workers,
+        open_file=open_file or open_any,
+    )
+    how = {"use_gpu": use_gpu, "resources_per_worker": resources_per_worker}
+    where = {"name": name, "storage_path": storage_path, "max_failures": max_failures}
+    trained = out / "training.json"
+    if not trained.exists():
+        outcome = fit(work, job, workers=workers, **where, **how)
+        trained.write_json({**outcome, "workers": workers, "fingerprint": fingerprint})
+    facts = trained.read_json()
+    if facts.pop("fingerprint") != fingerprint:
+        raise RuntimeError(
+            f"{trained.uri} is of other data, labels, proxy, classes or seed: delete {out.uri}"
+        )
+    _pivot(labels, out, placed, facts.pop("writers"), f"{storage_path}/{name}")
+    kind = "mlp" if isinstance(proxy, MlpRecipe) else proxy.model
+    seconds = round(time.perf_counter() - started, 3)
+    return {"proxy": kind, "classes": classes, "images": rows, **facts, "seconds": seconds}
+
+
+def _check_proxy(proxy: MlpRecipe | Recipe, classes: int, images: pa.Table | None) -> None:
+    if classes < 2:
+        raise ValueError(f"classes={classes}: expected at least 2")
+    if isinstance(proxy, MlpRecipe) != (images is None):
+        raise ValueError("an MLP trains on embeddings: give `images` for a ResNet, and only then")
+    if isinstance(proxy, Recipe) and proxy.weighted:
+        raise ValueError("weighted=True: the proxy trains on all images alike; set it to False")
+
+
+def _check_labels(
+    table: PartedTable, labels: Location, placed: list[Part], classes: int
+) -> list[str]:
+    """A hash of each block of labels; `ValueError` for the first that cannot be trained on."""
+    tasks = [
+        _check.remote(table.folder.uri, labels.uri, block, classes)
+        for block in _blocks(placed, _BLOCK)
+    ]
+    return ray.get(tasks)
+
+
+@ray.remote(max_retries=3)
+def _check(table: str, labels: str, parts: list[Part], classes: int) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for name, _, rows in parts:
+        file = locate(labels) / f"part-{name}.parquet"
+        if not file.exists():
+            raise ValueError(f"{file.uri} is missing: make the pseudo-labels again")
+        found = read_table(file, ["uid", "label"])
+        uid = read_table(PartedTable(locate(table)).part(name), ["uid"])["uid"]
+        if len(found) != rows or not found["uid"].equals(uid):
+            raise ValueError(
+                f"{file.uri} holds labels of other images than part {name!r} of {table}, or in "
+                "another order: make the pseudo-labels again"
+            )
+        if found["label"].null_count:
+            raise ValueError(f"{file.uri} has rows without a label: make the pseudo-labels again")
+        label = found["label"].to_numpy()
+        wrong = np.flatnonzero((label < 0) | (label >= classes))
+        if len(wrong):
+            raise ValueError(
+                f"{file.uri} has label {label[wrong[0]]} in row {wrong[0]} ({len(wrong)} such rows)"
+                f" with classes={classes}; labels go from 0 to classes - 1: correct classes"
+            )
+        digest.update(uid_words(uid).tobytes() + label.astype(np.int64).tobytes())
+    return digest.hexdigest()
+
+
+def _in_order(images: pa.Table, table: PartedTable, parts: dict[str, int]) -> pa.Table:
+    """path, offset and size of every row of the pool."""
+    columns = ["uid", "path", "offset", "size"]
+    missing = [c for c in columns if c not in images.column_names]
+    if missing:
+        have = ", ".join(images.column_names)
+        raise ValueError(f"the table of images has no column {missing[0]!r}; it has {have}")
+    number = {uid: i for i, uid in enumerate(images["uid"].to_pylist())}
+    pool = [u for part in parts for u in read_table(table.part(part), ["uid"])["uid"].to_pylist()]
+    if absent := [uid for uid in pool if uid not in number]:
+        raise ValueError(
+            f"the table of images lacks {len(absent)} of the pool's {len(pool)} (uid {absent[0]} "
+            "first): locate every image of the pool"
+        )
+    place = pa.array([number[uid] for uid in pool])
+    return images.select(columns[1:]).take(place).combine_chunks()
+
+
+def _pivot(
+    labels: Location, out: Location, placed: list[Part], writers: list[int], training: str
+) -> None:
+    """Writes the parts that are missing, then deletes the records by epoch."""
+    left = [p for p in placed if not (out / f"part-{p[0]}.parquet").exists()]
+    records = out / "records"
+    if left and not records.exists():
+        raise RuntimeError(
+            f"{out.uri} lacks {len(left)} parts, and what they are made of was deleted once all "
+            f"were there: delete {out.uri} and {training} to train again"
+        )
+    blocks = _blocks(left, min(_BLOCK, _BYTES // (_ROW * len(writers))))
+    with Progress("dynamics", len(placed), "parts") as progress:
+        progress.update(done := len(placed) - len(left))
+        pending: dict[ray.ObjectRef, int] = {}
+        while blocks or pending:
+            while blocks and len(pending) < _UNDER_WAY:
+                block = blocks.pop(0)
+                pending[_write.remote(labels.uri, out.uri, block, writers)] = len(block)
+            ready, _ = ray.wait(list(pending))
+            ray.get(ready)
+            progress.update(done := done + sum(pending.pop(task) for task in ready))
+    if records.exists():
+        records.fs.delete_dir(records.path)
+
+
+@ray.remote(max_retries=3)
+def _write(labels: str, out: str, parts: list[Part], writers: list[int]) -> None:
+    """Consecutive parts of dynamics: a part larger than a block is read as a whole."""
+    first, last = parts[0][1], parts[-1][1] + parts[-1][2]
+    found = read_epochs(locate(out) / "records", writers, first, last, METRICS)
+    for name, start, rows in parts:
+        uid = read_table(locate(labels) / f"part-{name}.parquet", ["uid"])["uid"]
+        own = slice(start - first, start - first + rows)
+        columns = {metric: list_column(found[metric][own]) for metric in METRICS}
+        write_table(locate(out) / f"part-{name}.parquet", pa.table({"uid": uid, **columns}))
+
+
+def _blocks(parts: list[Part], most: int) -> list[list[Part]]:
+    """Groups of parts that follow one another, of so many rows or of one part."""
+    blocks: list[list[Part]] = []
+    for part in parts:
+        last = blocks[-1] if blocks else []
+        follows = bool(last) and last[-1][1] + last[-1][2] == part[1]
+        if follows and part[1] + part[2] - last[0][1] <= most:
+            last.append(part)
+        else:
+            blocks.append([part])
+    return blocks
