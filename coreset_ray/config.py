@@ -114,10 +114,9 @@ class ClustersConfig(Section):
 
 class PseudoLabelsConfig(Section):
     """clustering: `temi` and `scan` train heads on pairs of nearest neighbours, `kmeans` takes the
-    clusters of k-means with as many as `signals.classes`. params: settings of the heads (HeadSettings
+    clusters of k-means, as many as `signals.classes`. params: settings of the heads (HeadSettings
     in coreset_ray/clustering/deep.py). truth: `cls` or a CSV file of true labels as in
-    evaluate.labels, for a report of how far the pseudo-labels agree with them; nothing else reads
-    it."""
+    evaluate.labels, for a report of how far they agree; nothing else reads it."""
 
     clustering: Literal["temi", "scan", "kmeans"] = "temi"
     params: dict[str, Any] = {}

@@ -1,4 +1,5 @@
-"""The whole chain: embed, signals where they are needed, score, select, export, evaluate. Finished stages are not repeated."""
+"""The whole chain: embed, signals where a method needs them, score, select, export, evaluate.
+Finished stages are not repeated."""
 
 from typing import Any
 

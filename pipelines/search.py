@@ -80,7 +80,8 @@ def run(config: Config) -> dict[str, Any]:
         )
     curve = [{**vars(t), "accuracy": list(t.accuracy), "mean": t.mean} for t in tried]
     write_table(stage.folder / "curve.parquet", pa.Table.from_pylist(curve))
-    (stage.folder / "curve.svg").write_text(curve_plot(curve, searched))
+    with (stage.folder / "curve.svg").replacing() as sink:
+        sink.write(curve_plot(curve, searched).encode())
     stage.finish(
         {
             "selector": name,

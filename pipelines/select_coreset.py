@@ -35,7 +35,8 @@ def stage_of(config: Config) -> tuple[Stage, dict[str, Any]]:
     scores, else of the pool, with the budget as `kept` and what tells the selector."""
     if config.scores:
         scores, record = score.finished(config)
-        inputs, content = {"scores": scores.name}, [scores.name]
+        inputs: dict[str, Any] = {"scores": scores.name}
+        content: list[Any] = [scores.name]
     else:
         snapshot, needs = pool_table(config).snapshot(), config.rule().needs
         record = {

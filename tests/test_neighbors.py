@@ -15,7 +15,7 @@ from coreset_ray.distributed import neighbors
 from coreset_ray.distributed.neighbors import Search, find_neighbors
 from coreset_ray.io.filesystem import locate
 from coreset_ray.io.tables import read_table, uid_words
-from pipelines import embed, signals
+from pipelines import embed, signal_knn
 from pipelines.inputs import filled, pool_table
 
 
@@ -154,8 +154,8 @@ def embedded(tmp_path_factory, ray_local):
 
 def test_the_signal_is_written_once(embedded, caplog) -> None:
     config = load(embedded)
-    record = signals.run(config)
-    stage, *_ = signals.stage_of(config)
+    record = signal_knn.run(config)
+    stage, *_ = signal_knn.stage_of(config)
     parts = filled(pool_table(config).snapshot())
     rows = [pq.read_table(f"{stage.folder.path}/part-{p}.parquet") for p in parts]
     assert sum(len(r) for r in rows) == 180 and record["kind"] == "flat" and record["k"] == 7
@@ -163,21 +163,21 @@ def test_the_signal_is_written_once(embedded, caplog) -> None:
     assert neighbor.shape == (180, 7) and ((neighbor >= 0) & (neighbor < 180)).all()
     assert (neighbor != np.arange(180)[:, None]).all()
     with caplog.at_level("INFO"):
-        assert signals.run(config) == record
+        assert signal_knn.run(config) == record
     assert "nothing to do" in caplog.text
     other = config.model_copy(update={"signals": load(embedded, ["signals.knn.k=6"]).signals})
-    assert signals.stage_of(other)[0].folder != stage.folder
+    assert signal_knn.stage_of(other)[0].folder != stage.folder
 
 
 def test_a_poor_index_is_warned_of(embedded, caplog) -> None:
     poor = load(embedded, ["signals.knn.index=ivf", "signals.knn.lists=4", "signals.knn.probes=1"])
-    record = signals.run(poor)
+    record = signal_knn.run(poor)
     assert record["recall"] < 0.95 and "raise signals.knn.probes" in caplog.text
 
 
 @pytest.mark.parametrize("k", [180, 500])
 def test_more_neighbours_than_images_are_refused(embedded, capsys, k) -> None:
     with pytest.raises(SystemExit) as stop:
-        cli.main(["signals", str(embedded), f"signals.knn.k={k}"])
+        cli.main(["signals", "--only", "knn", str(embedded), f"signals.knn.k={k}"])
     assert stop.value.code == 2
     assert f"signals.knn.k={k}: the pool has 180 images" in capsys.readouterr().err

@@ -2,7 +2,7 @@
 side, each by a classifier trained on its pseudo-labels and tested on rows held out."""
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,7 +66,7 @@ class Settings:
 def try_values(
     method: Scorer,
     rule_of: Callable[[float], Rule],
-    values: dict[float, Sequence[float]],
+    values: Mapping[float, Sequence[float]],
     files: PoolFiles,
     scores: str,
     parts: dict[str, int],

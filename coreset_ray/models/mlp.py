@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from coreset_ray.core.random import draw_words
 from coreset_ray.models.recipe import Precision, check_precision, compute_dtype, cosine
 
 
@@ -79,3 +80,41 @@ class Mlp(nn.Module):
 
     def forward(self, embedding: torch.Tensor) -> torch.Tensor:
         return self.layers((embedding.float() - self.mean) / self.deviation)
+
+
+def fit_and_test(
+    recipe: MlpRecipe,
+    train: tuple[np.ndarray, np.ndarray],
+    test: tuple[np.ndarray, np.ndarray],
+    *,
+    classes: int,
+    seed: int,
+) -> float:
+    """Accuracy on the test rows of a classifier trained on the others, in this process.
+
+    train, test: embeddings (n, m) and labels (n,) integers from 0 to classes - 1. The same batches
+    and numbers whatever else the process does.
+    """
+    rows, label = torch.from_numpy(np.ascontiguousarray(train[0])), torch.from_numpy(train[1])
+    deviation = train[0].std(axis=0)
+    deviation[deviation == 0] = 1.0
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = recipe.build(classes, train[0].mean(axis=0), deviation)
+    optimizer = recipe.optimizer(model)
+    steps = -(-len(rows) // recipe.batch_size)
+    for step in range(recipe.epochs * steps):
+        epoch, batch = divmod(step, steps)
+        if batch == 0:
+            words = draw_words(seed, epoch * len(rows), len(rows), 1)[:, 0]
+            order = torch.from_numpy(np.argsort(words, kind="stable"))
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.learning_rate(step, recipe.epochs * steps)
+        some = order[batch * recipe.batch_size :][: recipe.batch_size]
+        loss = nn.functional.cross_entropy(model(rows[some]), label[some])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    with torch.inference_mode():
+        found = model(torch.from_numpy(np.ascontiguousarray(test[0]))).argmax(1).numpy()
+    return float((found == test[1]).mean())
