@@ -22,7 +22,8 @@ from coreset_ray.io.tables import Commit
 from coreset_ray.io.workspace import Workspace
 from coreset_ray.models.spec import absolute
 from pipelines import export, score, select_coreset
-from pipelines.inputs import NotReady, Table, filled, key_of, pool_table
+from pipelines.inputs import NotReady, Table, dimensions, filled, key_of, pool_table
+from pipelines.signals import needed_by
 
 _log = logging.getLogger(__name__)
 
@@ -46,6 +47,9 @@ def run(config: Config) -> dict[str, Any]:
     Writes nothing into the workspace. Raises `ValueError`, with the arithmetic and what to
     change, where the run cannot fit into memory or on disk.
     """
+    asked = config
+    if not config.scores:
+        config = config.baseline(config.score.seed)
     table = pool_table(config)
     state = _state(config, table)
     with session(config.compute.address):
@@ -67,6 +71,7 @@ def run(config: Config) -> dict[str, Any]:
             _log.info("plan: drawing")
             drawing = trials.draws(layout)
     stages = _stages(config, pool, state, layout, on, reading, encoding, drawing, rows)
+    stages = _unplanned(asked, stages)
     outcome = {
         "pool": asdict(pool),
         "cluster": {"nodes": [list(node) for node in on.nodes], "gpus": on.gpus},
@@ -125,7 +130,7 @@ def _pool(table: Table, state: _State, reading: Reading, encoding: Encoding | No
             ".jpg, .png, .webp, .bmp or .tif members"
         )
     parts = [c.part for c in state.commits.values() if c.rows]
-    dims = encoding.width if encoding else score.dimensions(table.parts, parts[0])
+    dims = encoding.width if encoding else dimensions(table.parts, parts[0])
     return PoolSize(
         *(len(table.shards), sum(s.size for s in table.shards), rows, dims),
         *(len(missing), size, estimated, not missing),
@@ -247,6 +252,19 @@ def _stages(
               for s in stages]  # fmt: skip
     told = "not planned" if config.evaluate is not None else "not configured"
     return [*stages, Stage("evaluate", 0, 0, None, told)]
+
+
+def _unplanned(config: Config, stages: list[Stage]) -> list[Stage]:
+    """With what a run would do beside, whose time is not foretold."""
+    needed, told = needed_by(config), {}
+    if not config.scores:
+        told["score"] = Stage("score", 0, 0, 0.0, "no scores")
+    if config.selector()[2] or not config.scores:
+        told["select"] = Stage("select", 0, 0, None, "not planned")
+    stages = [told.get(s.name, s) for s in stages]
+    if needed:
+        stages.insert(1, Stage("signals", 0, 0, None, "not planned: " + ", ".join(needed)))
+    return stages
 
 
 def _layout_told(pool: PoolSize, layout: Layout | None) -> dict[str, Any] | None:

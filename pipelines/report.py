@@ -92,6 +92,16 @@ def rounding_line(record: dict[str, Any]) -> str:
     )
 
 
+def classes_table(found: dict[str, Any]) -> str:
+    """The evidence for a number of classes, best first."""
+    lines = ["| classes | eigengap | agreement of halves |", "|---:|---:|---:|"]
+    for line in found["evidence"][:8]:
+        agreement = line.get("agreement")
+        told = "" if agreement is None else f"{agreement:.2f}"
+        lines.append(f"| {line['classes']} | {line['gap']:.4f} | {told} |")
+    return "\n".join(lines) + "\n"
+
+
 def curve_table(curve: list[dict[str, Any]], setting: str) -> str:
     """What each value of a searched setting came to."""
     best = {c["keep"]: max(d["mean"] for d in curve if d["keep"] == c["keep"]) for c in curve}

@@ -5,7 +5,6 @@ import time
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from coreset_ray.clustering.deep import HeadSettings
@@ -110,25 +109,22 @@ def _diagnosis(config: Config, stage: Stage, record: dict[str, Any]) -> dict[str
     source = config.signals.pseudo_labels.truth
     if source is None:
         return {}
-    table, label, truth, seen = pool_table(config), [], [], 0
-    shards = {shard.name: shard for shard in table.shards}
+    table, own, rows = pool_table(config), [], []
     for part in record["parts"]:
-        rows = read_table(table.parts.part(part), ["uid", "shard", "key"])
-        true = attach_labels(locate_members(shards, rows), source).select(["uid", "label"])
-        own = read_table(stage.folder / f"part-{part}.parquet", ["uid", "label"])
-        both = own.rename_columns(["uid", "pseudo"]).join(true, "uid")
-        label.append(both["pseudo"].to_numpy())
-        truth.append(both["label"])
-        if (seen := seen + len(both)) >= _DIAGNOSED:
+        rows.append(read_table(table.parts.part(part), ["uid", "shard", "key"]))
+        own.append(read_table(stage.folder / f"part-{part}.parquet", ["uid", "label"]))
+        if sum(map(len, rows)) >= _DIAGNOSED:
             break
-    number = pa.chunked_array([c for t in truth for c in t.chunks]).dictionary_encode()
-    codes = np.concatenate(
-        [chunk.indices.to_numpy() for chunk in number.unify_dictionaries().chunks]
-    )
-    found = clustering_scores(np.concatenate(label), codes) | {"images": seen}
+    shards = {shard.name: shard for shard in table.shards}
+    with session(config.compute.address):
+        true = attach_labels(locate_members(shards, pa.concat_tables(rows)), source)
+    own = pa.concat_tables(own).rename_columns(["uid", "pseudo"])
+    both = own.join(true.select(["uid", "label"]), "uid")
+    codes = both["label"].combine_chunks().dictionary_encode().indices.to_numpy()
+    found = clustering_scores(both["pseudo"].to_numpy(), codes) | {"images": len(both)}
     (stage.folder / "diagnosis.json").write_json(found)
     told = ", ".join(f"{name.upper()} {found[name]:.3f}" for name in ("acc", "nmi", "ari"))
-    return {"report": f"Pseudo-labels against {source} on {seen:,} images: {told}\n"}
+    return {"report": f"Pseudo-labels against {source} on {len(both):,} images: {told}\n"}
 
 
 def finished(config: Config) -> tuple[Stage, dict[str, Any]]:

@@ -4,14 +4,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import timm
 import torch
 import yaml
+from signal_columns import CLASSES, pool_with_signals
 
+from coreset_ray.config import Config
+from coreset_ray.core.pool import Pool
 from coreset_ray.distributed.trial import write_rows
 from coreset_ray.io.filesystem import locate
 from coreset_ray.io.sources import digits_samples, write_shards
-from coreset_ray.io.tables import PartedTable
+from coreset_ray.io.tables import PartedTable, matrix, read_table, uid_words, write_table
+from pipelines.inputs import filled, pool_table
+from pipelines.signals import SIGNALS
 
 ENCODER = "timm:test_vit"
 
@@ -58,3 +64,30 @@ def table_of(folder: Path, embedding: np.ndarray, parts: int) -> tuple[PartedTab
         write_rows(table, f"p{i}", block)
         rows[f"p{i}"] = len(block)
     return table, rows
+
+
+def write_signals(config: Config) -> Pool:
+    """Made-up signals of an embedded pool where a run would write its own, quicker than by
+    training; the pool with all columns."""
+    table = pool_table(config)
+    parts = filled(table.snapshot())
+    rows = pa.concat_tables([read_table(table.parts.part(p), ["uid", "embedding"]) for p in parts])
+    pool = pool_with_signals(matrix(rows["embedding"]), uid_words(rows["uid"]))
+    facts = {"parts": parts, "classes": CLASSES, "count": 3}
+    for signal, module in SIGNALS.items():
+        stage, first = module.stage_of(config)[0], 0
+        for part, n in parts.items():
+            columns = {"uid": rows["uid"].slice(first, n)}
+            for name, column in pool.columns.items():
+                if name.startswith(f"{signal}."):
+                    columns[name.partition(".")[2]] = _column(column[first : first + n])
+            write_table(stage.folder / f"part-{part}.parquet", pa.table(columns))
+            first += n
+        stage.finish(facts)
+    return pool
+
+
+def _column(values: np.ndarray) -> pa.Array:
+    if values.ndim == 1:
+        return pa.array(values)
+    return pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])

@@ -3,19 +3,23 @@
 import shutil
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from pools import digits_pool, table_of, write_config
+from pools import digits_pool, table_of, write_config, write_signals
 
 from coreset_ray import catalog
 from coreset_ray.config import load
+from coreset_ray.core.greedy import greedy_rows
+from coreset_ray.core.method import Sampled
 from coreset_ray.core.pool import Pool
+from coreset_ray.core.rule import choose_rows
 from coreset_ray.core.run import score_columns, select_rows
 from coreset_ray.io.layout import open_values, write_values
 from coreset_ray.io.tables import matrix, uid_words
-from pipelines import embed, score, select_coreset
+from pipelines import embed, score, select_coreset, signals
 from pipelines.inputs import filled, pool_table
 
 
@@ -48,12 +52,23 @@ def scored(config) -> dict[str, dict[str, float]]:
     return columns
 
 
-@pytest.mark.parametrize(("workers", "row_shards"), [(1, 1), (3, 1), (1, 3), (2, 2)])
-@pytest.mark.parametrize("method", list(catalog.methods()))
+LAYOUTS = [(1, 1), (3, 1), (1, 3), (2, 2)]
+SAMPLED = [n for n, c in catalog.methods().items() if issubclass(c, Sampled)]
+
+
+@pytest.mark.parametrize("method", [n for n in catalog.methods() if n not in SAMPLED])
+def test_scores_of_rows_are_those_of_one_process(embedded, method):
+    config = load(embedded, ["signals.classes=4", "score.params={}", f"score.method={method}"])
+    pool = write_signals(config)
+    expected = score_columns(config.score.build(), pool, seed=0)[0]["score"]
+    uid = [f"{hi:016x}{lo:016x}" for hi, lo in pool.uid]
+    assert scored(config)["score"] == dict(zip(uid, expected, strict=True))
+
+
+@pytest.mark.parametrize(("workers", "row_shards"), LAYOUTS)
+@pytest.mark.parametrize("method", SAMPLED)
 def test_local_equals_ray(embedded, tmp_path, method, workers, row_shards):
-    has_draws = "draws" in catalog.method_class(method).__dataclass_fields__
-    params = {"draws": 3001} if has_draws else {}
-    config = load(embedded).replace("score", method=method, params=params, seed=5)
+    config = load(embedded).replace("score", method=method, params={"draws": 3001}, seed=5)
     config = config.replace("compute", score_workers=workers, row_shards=row_shards)
     for earlier in ("scores", "sums"):  # would be found finished
         shutil.rmtree(f"{config.workspace}/{earlier}", ignore_errors=True)
@@ -79,6 +94,39 @@ def test_the_manifest_is_the_local_selection(embedded):
     assert manifest["rank"].to_pylist() == list(range(len(uid)))
     assert manifest["score"].to_pylist() == kept.gains.tolist()
     assert manifest["weight"].to_pylist() == kept.weights.tolist()
+
+
+def manifest_of(config) -> list[str]:
+    signals.make(config)
+    if config.scores:
+        score.run(config)
+    select_coreset.run(config)
+    folder = select_coreset.finished(config)[0].folder
+    return pq.read_table(f"{folder.path}/manifest.parquet")["uid"].to_pylist()
+
+
+@pytest.mark.parametrize("cpus", [1, 3])
+def test_greedy_selectors_choose_as_in_one_process(embedded, monkeypatch, cpus):
+    """Without a score being made, on blocks of any number."""
+    monkeypatch.setattr(select_coreset, "cluster", lambda: SimpleNamespace(cpus=cpus))
+    words = ["score={}", "select.method=d2", "select.params.neighbors=4", f"name=d2-{cpus}"]
+    config = load(embedded, ["signals.classes=4", *words])
+    pool = write_signals(config)
+    kept = greedy_rows(config.rule(), pool, 24, 0)
+    assert manifest_of(config) == [f"{hi:016x}{lo:016x}" for hi, lo in pool.uid[kept.rows]]
+    assert config.label == "d2"
+
+
+@pytest.mark.parametrize("balance", ["clusters", "pseudo_labels"])
+def test_groups_are_those_of_the_signal(embedded, balance):
+    words = ["score.method=prototypicality", "score.params={}", "select.method=moderate"]
+    config = load(embedded, ["signals.classes=4", *words, f"select.balance={balance}"])
+    pool = write_signals(config)
+    group = pool["clusters.cluster" if balance == "clusters" else "pseudo_labels.label"]
+    distance = pool["clusters.distance"].astype(float)
+    rows = choose_rows(config.rule(), distance, pool.uid, 24, 0, group)
+    assert manifest_of(config) == [f"{hi:016x}{lo:016x}" for hi, lo in pool.uid[rows]]
+    assert config.label == "prototypicality + moderate + balanced"
 
 
 def test_scores_do_not_depend_on_how_the_pool_is_sharded(embedded, tmp_path):
