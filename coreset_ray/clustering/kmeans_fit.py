@@ -3,8 +3,9 @@
 The start is k-means‖ (Bahmani et al. 2012): rows drawn with odds of their squared distance to those
 drawn before, twice as many as clusters at each of five turns, then a weighted k-means++ over these
 candidates. Then Lloyd's iteration. Very many clusters are found in two levels: √c coarse ones, and
-within each, all at once, its share of c in proportion to its inertia, so that copies of one image
-take one cluster. Ours: all sums are of whole numbers, random numbers are functions of a row's uid,
+within each, all at once, its share of c in proportion to its inertia, which many dimensions make
+nearly the best (Zador 1982: inertia to the power m / (m + 2)), and copies of one image take one
+cluster. Ours: all sums are of whole numbers, random numbers are functions of a row's uid,
 and a cluster left empty starts again at the row farthest from its centroid: neither shards nor the
 order of rows change a bit. Cost: a pass over the rows an iteration, and the start about ten. Holds
 centroids, candidates and sums by centroid.
@@ -28,6 +29,7 @@ Ask = Callable[..., Iterable[Any]]  # (step, *arguments) → what each shard ans
 
 _TURNS = 5
 _OVER = 2.0  # candidates drawn at each turn, for each cluster
+_DRAWS = 4  # tried for each seed
 _ANY = np.iinfo(np.int64).max
 
 
@@ -129,7 +131,7 @@ def _thinned(held: Centers, weight: np.ndarray, share: np.ndarray, use: int, see
     ends, chosen = np.cumsum([0, *share]), []
     for g in np.flatnonzero(share):
         here = np.flatnonzero(held.group == g)
-        words = draw_words(seed, use + int(ends[g]), int(share[g]), 1)[:, 0]
+        words = draw_words(seed, use + int(ends[g]), int(share[g]), _DRAWS)
         chosen.append(here[seeds(held.value[here], weight[here], unit_interval(words))])
     order = np.concatenate(chosen)
     return Centers(held.value[order], held.group[order])
