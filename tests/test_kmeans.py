@@ -14,8 +14,8 @@ from pools import table_of
 
 from coreset_ray.clustering import kmeans_fit
 from coreset_ray.clustering.kmeans import Nearest, seeds, shares, space_of, tally
-from coreset_ray.clustering.kmeans_fit import Clustering, Found, cluster, space_for
-from coreset_ray.clustering.kmeans_shard import Centers, Level, Picked, Shard, leading
+from coreset_ray.clustering.kmeans_fit import Clustering, Found, find
+from coreset_ray.clustering.kmeans_shard import Centers, Picked, Shard, leading
 from coreset_ray.clustering.neighbors import single_thread
 from coreset_ray.distributed.kmeans import find_clusters
 from coreset_ray.io.filesystem import locate
@@ -40,22 +40,15 @@ def shards_of(z: np.ndarray, cuts: int, count: int, **options) -> list[Shard]:
     return [Shard(parts[i::count], **options) for i in range(count)]
 
 
-def asker(shards: list[Shard], log: list[str] | None = None):
+def asker(shards: list[Shard]):
     def ask(step: str, *arguments) -> Iterator:
-        if log is not None:
-            log.append(step)
         return (getattr(s, step)(*arguments) for s in reversed(shards))
 
     return ask
 
 
 def fit(z: np.ndarray, wanted: Clustering, cuts: int = 1, count: int = 1, **options) -> Found:
-    ask = asker(shards_of(z, cuts, count, **options))
-    level, weight = Level(space_for(ask, len(z), wanted)), np.ones(1)
-    if wanted.coarse:
-        first = cluster(ask, level, weight, wanted, wanted.coarse)
-        level, weight = Level(level.space, first.centers.value), first.inertia
-    return cluster(ask, level, weight, wanted, wanted.count)
+    return find(asker(shards_of(z, cuts, count, **options)), len(z), wanted)[1][-1]
 
 
 def blobs(n: int, c: int, m: int = 12, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -139,11 +132,8 @@ def test_neither_shards_nor_order_nor_memory_change_a_bit(spherical: bool, singl
         partial(lambda r: (uids(len(z))[r], z[r].astype(np.float32)), r)
         for r in np.array_split(order, 3)
     ]
-    ask = asker([Shard(shuffled)])
-    level = Level(space_for(ask, len(z), wanted))
-    if not wanted.coarse:
-        other = cluster(ask, level, np.ones(1), wanted, wanted.count)
-        np.testing.assert_array_equal(one.centers.value, other.centers.value)
+    other = find(asker([Shard(shuffled)]), len(z), wanted)[1][-1]
+    np.testing.assert_array_equal(one.centers.value, other.centers.value)
 
 
 @pytest.mark.parametrize("step", ["price", "draw", "tally", "farthest"])
@@ -159,10 +149,7 @@ def test_a_shard_that_is_lost_is_made_anew(step: str) -> None:
             shards[asked % 2] = shards_of(z, 4, 2)[asked % 2]
         return [getattr(s, name)(*arguments) for s in shards]
 
-    level, weight = Level(space_for(ask, len(z), wanted)), np.ones(1)
-    first = cluster(ask, level, weight, wanted, wanted.coarse)
-    level = Level(level.space, first.centers.value)
-    found = cluster(ask, level, first.inertia, wanted, 20)
+    found = find(ask, len(z), wanted)[1][-1]
     np.testing.assert_array_equal(found.centers.value, whole.centers.value)
     assert asked or step == "farthest"
 

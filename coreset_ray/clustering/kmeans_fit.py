@@ -13,7 +13,7 @@ centroids, candidates and sums by centroid.
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 from math import isqrt
 from operator import add
 from typing import Any
@@ -21,11 +21,12 @@ from typing import Any
 import numpy as np
 
 from coreset_ray.clustering.kmeans import Space, Tally, centroids_of, seeds, shares, space_of
-from coreset_ray.clustering.kmeans_shard import Centers, Level, Picked, leading
+from coreset_ray.clustering.kmeans_shard import Centers, Level, Picked, Shard, leading
 from coreset_ray.core.columns import finish_spread
 from coreset_ray.core.random import draw_words, unit_interval
 
 Ask = Callable[..., Iterable[Any]]  # (step, *arguments) → what each shard answers, in any order
+Once = Callable[[str, Callable[[], "Found"]], "Found"]
 
 _TURNS = 5
 _OVER = 2.0  # candidates drawn at each turn, for each cluster
@@ -79,6 +80,34 @@ class Found:
     converged: bool
 
 
+def find(
+    ask: Ask, rows: int, wanted: Clustering, once: Once = lambda _, fit: fit()
+) -> tuple[Level, list[Found]]:
+    """The clusters of a pool of so many rows, the last of one or two levels, and what assigns rows
+    to them. once: given the name and the making of a level's clusters, returns them.
+
+    Raises `ValueError` where the pool has fewer rows that differ than clusters are wanted.
+    """
+    wanted.check(rows)
+    level, weight, found = Level(space_for(ask, rows, wanted)), np.ones(1), []
+    for name, count in [("coarse", wanted.coarse), ("centroids", wanted.count)]:
+        if found:
+            level, weight = Level(level.space, found[0].centers.value), found[0].inertia
+        if count:
+            found.append(once(name, partial(_cluster, ask, level, weight, wanted, count)))
+    return level, found
+
+
+def find_here(
+    uid: np.ndarray, embedding: np.ndarray, wanted: Clustering
+) -> tuple[Found, np.ndarray, np.ndarray]:
+    """The clusters of a pool in memory, the cluster of each row (n,) int32, and its distance (n,)
+    float32. uid: (n, 2) uint64; embedding: (n, m)."""
+    shard = Shard([lambda: (uid, embedding)])
+    level, found = find(lambda step, *told: [getattr(shard, step)(*told)], len(uid), wanted)
+    return found[-1], *shard.assigned(level, found[-1].centers, 0)
+
+
 def space_for(ask: Ask, rows: int, wanted: Clustering) -> Space:
     """The space of a pool of so many rows."""
     lows, highs = zip(*ask("extremes"), strict=True)
@@ -91,15 +120,15 @@ def space_for(ask: Ask, rows: int, wanted: Clustering) -> Space:
     return space_of(low, high, moments, spherical=wanted.spherical, rows=rows)
 
 
-def cluster(ask: Ask, level: Level, weight: np.ndarray, wanted: Clustering, count: int) -> Found:
-    """So many clusters, over groups in proportion to their weights, (g,). Raises `ValueError`
-    where the pool has fewer rows that differ."""
+def _cluster(ask: Ask, level: Level, weight: np.ndarray, wanted: Clustering, count: int) -> Found:
+    """So many clusters, over groups in proportion to their weights, (g,)."""
     return _refine(ask, level, _start(ask, level, weight, wanted, count), len(weight), wanted)
 
 
 def _start(ask: Ask, level: Level, weight: np.ndarray, wanted: Clustering, count: int) -> Centers:
     groups = len(weight)
-    picked = leading([*ask("first", level, groups, wanted.seed)], np.ones(groups, np.int64))
+    one = np.ones(groups, np.int64)
+    picked = leading([*ask("first", level, one, wanted.seed)], one)
     held, turn = Centers(picked.rows, picked.group), 0
     while True:
         sums: Tally = reduce(add, ask("price", level, held))

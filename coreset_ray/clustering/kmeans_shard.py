@@ -91,15 +91,18 @@ class Shard:
         """(m, 2) exact sums, of Python's integers, as `finish_spread` takes them."""
         return sum(_moments(read()[1], low, high) for read in self.parts)  # type: ignore[return-value]
 
-    def first(self, level: Level, groups: int, seed: int) -> Picked:
-        """The row of each group with the smallest random number. Begins a level."""
+    def first(self, level: Level, most: np.ndarray, seed: int, below: float = 1.0) -> Picked:
+        """The rows of each group with the smallest random numbers, so many, (g,), at most, and
+        only numbers below a bound. Begins a level."""
         self.group.clear()
         self.priced.clear()
         found: list[Picked] = []
         for i in range(len(self.parts)):
             uid, rows, group = self._part(level, i)
-            picked = Picked(rows, group, uid, uid_uniform(seed, uid, level.use))
-            found = [leading([*found, picked], np.ones(groups, np.int64))]
+            number = uid_uniform(seed, uid, level.use)
+            some = np.flatnonzero(number < below)
+            picked = Picked(rows[some], group[some], uid[some], number[some])
+            found = [leading([*found, picked], most)]
         return found[0]
 
     def price(self, level: Level, centers: Centers) -> Tally:

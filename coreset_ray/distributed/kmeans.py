@@ -2,7 +2,8 @@
 
 import json
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 
-from coreset_ray.clustering.kmeans_fit import Ask, Clustering, Found, cluster, space_for
+from coreset_ray.clustering.kmeans_fit import Ask, Clustering, Found, find
 from coreset_ray.clustering.kmeans_shard import Centers, Level, Shard
 from coreset_ray.clustering.neighbors import single_thread
 from coreset_ray.distributed.progress import Progress
@@ -39,6 +40,19 @@ def find_clusters(
     is known of the clusters. Raises `ValueError` where the pool cannot have as many.
     """
     wanted.check(rows := sum(parts.values()))
+    with holding(table, parts, actors=actors, gpus=gpus) as (ask, held):
+        level, found = find(
+            ask, rows, wanted, lambda name, fit: _once(out / f"{name}.parquet", fit)
+        )
+        _write_parts(out, level, found[-1].centers, held)
+    return _facts(found)
+
+
+@contextmanager
+def holding(
+    table: PartedTable, parts: dict[str, int], *, actors: int, gpus: float = 0.0
+) -> Iterator[tuple[Ask, list[tuple[Any, list[str]]]]]:
+    """What asks the actors that hold the pool; and each with the names of its parts."""
     names = [name for name, count in parts.items() if count]
     width, uri = width_of(table, names[0]), table.folder.uri
     held = [names[i::actors] for i in range(min(actors, len(names)))]
@@ -46,26 +60,7 @@ def find_clusters(
         Holder.options(num_gpus=gpus).remote(uri, some, width, gpus > 0)  # type: ignore[attr-defined]
         for some in held
     ]
-    try:
-        ask = _asker(holders)
-        level = Level(space_for(ask, rows, wanted))
-        weight, levels = np.ones(1), []
-        for name, count in [("coarse", wanted.coarse), ("centroids", wanted.count)]:
-            if not count:
-                continue
-            if levels:
-                weight = levels[0].inertia
-                level = Level(level.space, levels[0].centers.value)
-            fit = partial(cluster, ask, level, weight, wanted, count)
-            levels.append(_once(out / f"{name}.parquet", fit))
-        _write_parts(out, level, levels[-1].centers, list(zip(holders, held, strict=True)))
-        return _facts(levels)
-    finally:
-        for holder in holders:
-            ray.kill(holder)
 
-
-def _asker(holders: Sequence[Any]) -> Ask:
     def ask(step: str, *arguments: Any) -> Iterator[Any]:
         shared = [ray.put(a) for a in arguments]
         pending = [h.answer.remote(step, *shared) for h in holders]
@@ -73,7 +68,11 @@ def _asker(holders: Sequence[Any]) -> Ask:
             ready, pending = ray.wait(pending)
             yield ray.get(ready[0])
 
-    return ask
+    try:
+        yield ask, list(zip(holders, held, strict=True))
+    finally:
+        for holder in holders:
+            ray.kill(holder)
 
 
 @ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy="SPREAD")
