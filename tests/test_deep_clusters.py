@@ -3,6 +3,7 @@
 import math
 import os
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -108,24 +109,18 @@ def test_halves_of_a_batch_make_the_gradient_of_the_whole(clustering: str) -> No
     pairs = torch.randn(2, 10, M, generator=torch.Generator().manual_seed(0))
     alone = DeepClustering(settings, heads_of())
     expected = alone.step(pairs, 1e-3)
-    sums, gradients, losses = [], [], []
-    for known in (False, True):
-        for half in (pairs[:, :4], pairs[:, 4:]):
-            worker = DeepClustering(settings, heads_of())
-            told = sum(sums) if known else None
-            loss = worker.step(
-                half,
-                1e-3,
-                rows=10,
-                workers=2,
-                reduce=lambda here, told=told: (
-                    (sums.append(here), here)[1] if told is None else told
-                ),
-            )
-            if known:
-                losses.append(loss)
-                gradients.append([p.grad for p in worker.student.parameters()])
-                torch.testing.assert_close(worker.marginal, alone.marginal)
+    halves = pairs[:, :4], pairs[:, 4:]
+    sums: list[torch.Tensor] = []
+    for half in halves:
+        told = lambda here: (sums.append(here), here)[1]  # noqa: E731
+        DeepClustering(settings, heads_of()).step(half, 1e-3, reduce=told)
+    losses, gradients = [], []
+    for half in halves:
+        worker = DeepClustering(settings, heads_of())
+        both = lambda here: sums[0] + sums[1]  # noqa: E731
+        losses.append(worker.step(half, 1e-3, rows=10, workers=2, reduce=both))
+        gradients.append([p.grad for p in worker.student.parameters()])
+        torch.testing.assert_close(worker.marginal, alone.marginal)
     torch.testing.assert_close((losses[0] + losses[1]) / 2, expected)
     for p, a, b in zip(alone.student.parameters(), *gradients, strict=True):
         torch.testing.assert_close((a + b) / 2, p.grad, atol=1e-6, rtol=1e-4)
@@ -143,7 +138,7 @@ def test_a_batch_of_heads_is_a_loop_over_heads(hidden: tuple[int, ...]) -> None:
     assert logits.shape == (H, B, C)
     x = (rows - heads.mean) / heads.deviation
     for h in range(H):
-        if not hidden:
+        if heads.offset is not None:
             single = x @ heads.last[h] + heads.offset[h]
         else:
             z = torch.nn.functional.gelu(x @ heads.weight[0][h] + heads.bias[0][h])
@@ -206,7 +201,7 @@ def test_heads_that_number_clusters_differently_agree_once_matched() -> None:
     clear, rng = random_log(6, 40, C, scale=3).exp(), np.random.default_rng(0)
     order = np.stack([rng.permutation(C) for _ in range(6)])
     probability = torch.stack([clear[:, o] for o in order])
-    table = sum(contingency(part, 2) for part in probability.split(9, dim=1))
+    table = torch.stack([contingency(part, 2) for part in probability.split(9, dim=1)]).sum(0)
     match = torch.from_numpy(matched(table.numpy()))
     aligned = probability.gather(2, match[:, None].expand_as(probability))
     torch.testing.assert_close(aligned, probability[2].expand_as(aligned))
@@ -299,12 +294,12 @@ def blobs(tmp_path_factory):
     return table, parts, signal, truth
 
 
-def train(blobs, folder, settings=SMALL, out="out", **how):
+def train(blobs, folder, settings=SMALL, **how: Any):
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     table, parts, signal, _ = blobs
     how = {"scratch": str(folder / "scratch"), "storage_path": str(folder / "train"), **how}
     how = {"name": "run", "checkpoint_every": 3, **how}
-    return train_heads(table, parts, signal, settings, locate(str(folder / out)), **how)
+    return train_heads(table, parts, signal, settings, locate(str(folder / "out")), **how)
 
 
 def labels(folder) -> pa.Table:
@@ -375,23 +370,27 @@ def test_a_loss_that_is_not_finite_is_told(blobs, ray_local, tmp_path) -> None:
         train(blobs, tmp_path, wild)
 
 
-def test_collapse_is_tried_again_and_told(blobs, ray_local, tmp_path, monkeypatch) -> None:
+def test_collapse_is_tried_again_and_told(ray_local, tmp_path, monkeypatch) -> None:
+    """Images that are all the same have one cluster."""
     monkeypatch.setattr(deep_clusters, "_ATTEMPTS", 2)
-    even = replace(SMALL, clustering="scan", entropy_weight=0.0)
-    with pytest.raises(RuntimeError, match=r"with each of 2 seeds all 3 heads .*entropy_weight=0"):
-        train(blobs, tmp_path, even)
+    table, parts = table_of(tmp_path / "table", np.ones((40, 3)), 2)
+    neighbor = (np.arange(40)[:, None] + [1, 2]) % 40
+    same = table, parts, write_neighbors(tmp_path / "knn", neighbor, parts), None
+    with pytest.raises(RuntimeError, match=r"with each of 2 seeds all 3 heads .*lower lr=0\.01"):
+        train(same, tmp_path, replace(SMALL, epochs=1, warmup_epochs=0))
     assert sorted(p.name for p in (tmp_path / "train").iterdir()) == ["run-0", "run-1"]
     assert not list(tmp_path.glob("out/*"))
 
 
 def test_wrong_arguments_are_refused(blobs, tmp_path) -> None:
-    for wrong, message in (
+    cases: list[tuple[dict[str, Any], str]] = [
         ({"settings": replace(SMALL, classes=ROWS + 1)}, "classes=401: the pool has 400 images"),
         ({"name": "a/b"}, "name='a/b'"),
         ({"workers": 0}, "workers=0"),
         ({"workers": 40}, "batch_size=64 over 40 workers"),
         ({"stop_after": 0}, "stop_after=0"),
-    ):
+    ]
+    for wrong, message in cases:
         with pytest.raises(ValueError, match=message):
             train(blobs, tmp_path, **wrong)
 
@@ -418,4 +417,5 @@ def test_neighbours_that_do_not_fit_the_pool_are_named(tmp_path) -> None:
 
 
 def test_blocks_fit_memory() -> None:
-    assert block_rows(Heads(torch.zeros(2), torch.ones(2), 3000, 50)) == (1 << 23) // 150_000
+    wide = Heads(torch.zeros(2), torch.ones(2), 3000, 50, hidden=())
+    assert block_rows(wide) == (1 << 23) // 150_000

@@ -131,13 +131,15 @@ class DeepClustering:
         loss.mean().backward()
         self.optimizer.step()
         if self.teacher is not self.student:
-            with torch.no_grad():
-                torch._foreach_lerp_(
-                    list(self.teacher.parameters()),
-                    list(self.student.parameters()),
-                    1 - settings.teacher_momentum,
-                )
+            self._follow()
         return loss.detach()
+
+    @torch.no_grad()
+    def _follow(self) -> None:
+        """Moves the teacher a little towards the student."""
+        parameters = self.teacher.parameters(), self.student.parameters()
+        for teacher, student in zip(*parameters, strict=True):
+            teacher.lerp_(student, 1 - self.settings.teacher_momentum)
 
     def _log_probability(self, heads: nn.Module, pairs: torch.Tensor) -> torch.Tensor:
         """(2, b, m) → (h, 2, b, c)."""

@@ -26,6 +26,9 @@ class Heads(nn.Module):
     Cost: 2·h·b·(m·512 + 512·256 + 256·c) operations a batch.
     """
 
+    mean: torch.Tensor
+    deviation: torch.Tensor
+
     def __init__(
         self,
         mean: torch.Tensor,
