@@ -1,8 +1,11 @@
 """Training dynamics: what is recorded of a batch, who owns which row, and small real trainings."""
 
+import copy
+import io
 import json
 import math
 import os
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -12,15 +15,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 from pools import table_of
 from signal_columns import dynamics
 
 from coreset_ray.distributed.dynamics import record_dynamics
 from coreset_ray.io.filesystem import locate
+from coreset_ray.io.images import decode
 from coreset_ray.io.tables import PartedTable, read_table, write_table
+from coreset_ray.models import image_cache
 from coreset_ray.models.dynamics import METRICS, measure
-from coreset_ray.models.images import OwnedBatches
+from coreset_ray.models.image_cache import CachedImages, ImageCache
+from coreset_ray.models.images import IndexedImages, OwnedBatches
 from coreset_ray.models.mlp import MlpRecipe
+from coreset_ray.models.recipe import Recipe
 
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # 2 s, twice a run
 
@@ -105,6 +113,56 @@ def test_too_few_images_are_refused() -> None:
 def test_recipe_refuses(wrong: dict) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(wrong))}="):
         MlpRecipe(**wrong)
+
+
+# ---- images decoded once -----------------------------------------------------------------------
+
+
+def noise(folder: Path) -> tuple[list[str], np.ndarray, np.ndarray, np.ndarray]:
+    """Eleven images of noise, of several shapes, one after another in a file: path, offset, size
+    and label of each."""
+    rng, data = np.random.default_rng(0), []
+    for i in range(11):
+        sink = io.BytesIO()
+        shape = (20 + 3 * (i % 3), 20 + 11 * (i % 2), 3)
+        Image.fromarray(rng.integers(0, 256, shape, np.uint8)).save(sink, "PNG")
+        data.append(sink.getvalue())
+    (folder / "images").write_bytes(b"".join(data))
+    size = np.array([len(d) for d in data])
+    return [str(folder / "images")] * 11, np.cumsum(size) - size, size, np.arange(11) % 2
+
+
+@pytest.mark.parametrize("image_size", [16, 40, 80])
+def test_cached_images_are_the_images(tmp_path: Path, image_size: int) -> None:
+    table, recipe = noise(tmp_path), Recipe(image_size=image_size)
+    how: dict = {"decode": partial(decode, max_pixels=10**6), "transform": recipe.train_transform()}
+    plain, cache = IndexedImages(*table, **how), ImageCache(tmp_path / "cache", 11)
+    cached = CachedImages(*table, cache=cache, image_size=image_size, **how)
+    other = copy.deepcopy(cached)  # a loading process
+    first = [(cached if row % 2 else other)[row, 100 + row][0] for row in range(11)]
+    assert cache.kept() == 11 and len(list((tmp_path / "cache").glob("*.rgb"))) == 2
+    (tmp_path / "images").unlink()
+    again = [(other if row % 2 else cached)[row, 100 + row][0] for row in range(11)]
+    noise(tmp_path)
+    for row in range(11):
+        assert (first[row] == again[row]).all()
+        assert (first[row] == plain[row, 100 + row][0]).all()
+
+
+def test_large_images_are_shrunk_alike_whether_kept_or_not(tmp_path, monkeypatch, caplog) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (300, 200, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "one.png")
+    row = ([str(tmp_path / "one.png")], *np.array([[0], [(tmp_path / "one.png").stat().st_size]]))
+    how: dict = {"decode": partial(decode, max_pixels=10**6), "transform": np.asarray}
+    shown = []
+    for reserve in (0.0, 1.1):
+        monkeypatch.setattr(image_cache, "_RESERVE", reserve)
+        cache = ImageCache(tmp_path / "cache", 1)
+        cached = CachedImages(*row, np.zeros(1), cache=cache, image_size=98, **how)
+        shown += [cached[0][0], cached[0][0]]
+        assert cache.kept() == (reserve == 0) and cache.full == (reserve > 1)
+    assert all((image == shown[0]).all() and image.shape == (168, 112, 3) for image in shown)
+    assert caplog.text.count("nearly full") == 1
 
 
 # ---- with Ray Train ----------------------------------------------------------------------------
@@ -281,6 +339,48 @@ def test_a_loss_that_blows_up_is_told(data, ray_local, tmp_path: Path) -> None:
     wild = MlpRecipe(hidden=16, epochs=5, batch_size=32, lr=1e30)
     with pytest.raises(RuntimeError, match=r"the loss was .* at epoch 0, step \d.*lower lr=1e\+30"):
         record(tmp_path, data, "out", proxy=wild, max_failures=100)
+
+
+def test_a_resnet_on_images_decodes_each_once(ray_local, tmp_path: Path) -> None:
+    """Dark and bright images in a table of another order; what opens their file counts."""
+    n, rng = 41, np.random.default_rng(0)
+    label = np.arange(n) % 2
+    table, parts = table_of(tmp_path / "table", np.ones((n, 2)), 2)
+    write_labels(tmp_path / "labels", table, parts, label)
+    uid = pa.concat_tables([read_table(table.part(p), ["uid"]) for p in parts])["uid"]
+    data = []
+    for bright in label:
+        sink = io.BytesIO()
+        pixels = rng.integers(0, 90, (10, 12, 3), np.uint8) + 160 * bright
+        Image.fromarray(pixels.astype(np.uint8)).save(sink, "PNG")
+        data.append(sink.getvalue())
+    (tmp_path / "shard").write_bytes(b"".join(data))
+    size = np.array([len(d) for d in data])
+    where = {"offset": np.cumsum(size) - size, "size": size}
+    images = pa.table({"uid": uid, "path": [str(tmp_path / "shard")] * n, **where})[::-1]
+    given = (table, parts, label, locate(str(tmp_path / "labels")))
+    proxy = Recipe(epochs=3, batch_size=8, image_size=8, lr=0.02, padding=1)
+    how = {"proxy": proxy, "images": images, "open_file": counting(tmp_path / "reads")}
+    facts, found = record(tmp_path, given, "out", **how)
+    assert len((tmp_path / "reads").read_text()) == n  # in three epochs
+    assert facts["proxy"] == "resnet18" and facts["cached"] == 1 and facts["images"] == n
+    assert found["margin"].shape == (n, 3) and found["correct"][:, -1].mean() > 0.8
+    with pytest.raises(ValueError, match=r"lacks 1 of the pool's 41"):
+        record(tmp_path, given, "other", **{**how, "images": images[1:]})
+    with pytest.raises(ValueError, match="has no column 'path'"):
+        record(tmp_path, given, "other", **{**how, "images": images.select(["uid"])})
+
+
+def counting(log: Path) -> Any:
+    """An opener of files, each read of which adds a letter to the log."""
+
+    class Counted(io.FileIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            with log.open("a") as sink:
+                sink.write("x")
+            return super().read(size)
+
+    return lambda path: Counted(path, "rb")
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@ error, loss … recorded in each epoch as it trains, and laid out a row an image
 
 import hashlib
 import json
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -13,22 +14,15 @@ import pyarrow as pa
 import ray
 
 from coreset_ray.distributed.dynamics_worker import Recording, work
-from coreset_ray.distributed.progress import Progress
+from coreset_ray.distributed.pivot import Part, blocks_of, pivot
 from coreset_ray.distributed.train import check_run, fit, open_any
-from coreset_ray.io.epoch_records import list_column, read_epochs
 from coreset_ray.io.filesystem import Location, locate
-from coreset_ray.io.tables import PartedTable, read_table, uid_words, write_table
-from coreset_ray.models.dynamics import METRICS
+from coreset_ray.io.tables import PartedTable, read_table, uid_words
 from coreset_ray.models.images import OwnedBatches
 from coreset_ray.models.mlp import MlpRecipe
 from coreset_ray.models.recipe import Recipe
 
-_BLOCK = 1 << 20  # rows of a task, about, and at most so many
-_BYTES = 1 << 30  # of their records in memory
-_ROW = 4 * len(METRICS)  # bytes of an image in an epoch, at most
-_UNDER_WAY = 256  # tasks submitted ahead
-
-Part = tuple[str, int, int]  # its name, the number of its first row in the pool, its rows
+_log = logging.getLogger(__name__)
 
 
 def record_dynamics(
@@ -66,7 +60,9 @@ def record_dynamics(
     workers, and as much in each checkpoint. The same seed and workers give the same bits on a
     CPU; another number of workers draws other batches.
 
-    scratch: a folder of each machine, for these and for its copy of the embeddings. name,
+    scratch: a folder of each machine, for these and for its copy of the embeddings or of the
+    decoded images (3 bytes a pixel; those that would leave less than a tenth of the disk free are
+    decoded each epoch, with a warning, and `cached` is below 1). name,
     storage_path: where checkpoints go (a local path shared by all nodes, or a URI); a call with a
     name that has been there resumes it. out: seen by all nodes; out/records holds the epochs
     until all parts are written. checkpoint_every: epochs. open_file: as in `train_and_test`.
@@ -105,13 +101,19 @@ def record_dynamics(
     trained = out / "training.json"
     if not trained.exists():
         outcome = fit(work, job, workers=workers, **where, **how)
+        if outcome.get("cached", 1) < 1:
+            _log.warning(
+                "dynamics: %.1f%% of the images had no room in %s and were decoded each epoch; "
+                "give a larger disk",
+                *(100 * (1 - outcome["cached"]), scratch),
+            )
         trained.write_json({**outcome, "workers": workers, "fingerprint": fingerprint})
     facts = trained.read_json()
     if facts.pop("fingerprint") != fingerprint:
         raise RuntimeError(
             f"{trained.uri} is of other data, labels, proxy, classes or seed: delete {out.uri}"
         )
-    _pivot(labels, out, placed, facts.pop("writers"), f"{storage_path}/{name}")
+    pivot(labels, out, placed, facts.pop("writers"), f"{storage_path}/{name}")
     kind = "mlp" if isinstance(proxy, MlpRecipe) else proxy.model
     seconds = round(time.perf_counter() - started, 3)
     return {"proxy": kind, "classes": classes, "images": rows, **facts, "seconds": seconds}
@@ -131,8 +133,7 @@ def _check_labels(
 ) -> list[str]:
     """A hash of each block of labels; `ValueError` for the first that cannot be trained on."""
     tasks = [
-        _check.remote(table.folder.uri, labels.uri, block, classes)
-        for block in _blocks(placed, _BLOCK)
+        _check.remote(table.folder.uri, labels.uri, block, classes) for block in blocks_of(placed)
     ]
     return ray.get(tasks)
 
@@ -180,54 +181,3 @@ def _in_order(images: pa.Table, table: PartedTable, parts: dict[str, int]) -> pa
         )
     place = pa.array([number[uid] for uid in pool])
     return images.select(columns[1:]).take(place).combine_chunks()
-
-
-def _pivot(
-    labels: Location, out: Location, placed: list[Part], writers: list[int], training: str
-) -> None:
-    """Writes the parts that are missing, then deletes the records by epoch."""
-    left = [p for p in placed if not (out / f"part-{p[0]}.parquet").exists()]
-    records = out / "records"
-    if left and not records.exists():
-        raise RuntimeError(
-            f"{out.uri} lacks {len(left)} parts, and what they are made of was deleted once all "
-            f"were there: delete {out.uri} and {training} to train again"
-        )
-    blocks = _blocks(left, min(_BLOCK, _BYTES // (_ROW * len(writers))))
-    with Progress("dynamics", len(placed), "parts") as progress:
-        progress.update(done := len(placed) - len(left))
-        pending: dict[ray.ObjectRef, int] = {}
-        while blocks or pending:
-            while blocks and len(pending) < _UNDER_WAY:
-                block = blocks.pop(0)
-                pending[_write.remote(labels.uri, out.uri, block, writers)] = len(block)
-            ready, _ = ray.wait(list(pending))
-            ray.get(ready)
-            progress.update(done := done + sum(pending.pop(task) for task in ready))
-    if records.exists():
-        records.fs.delete_dir(records.path)
-
-
-@ray.remote(max_retries=3)
-def _write(labels: str, out: str, parts: list[Part], writers: list[int]) -> None:
-    """Consecutive parts of dynamics: a part larger than a block is read as a whole."""
-    first, last = parts[0][1], parts[-1][1] + parts[-1][2]
-    found = read_epochs(locate(out) / "records", writers, first, last, METRICS)
-    for name, start, rows in parts:
-        uid = read_table(locate(labels) / f"part-{name}.parquet", ["uid"])["uid"]
-        own = slice(start - first, start - first + rows)
-        columns = {metric: list_column(found[metric][own]) for metric in METRICS}
-        write_table(locate(out) / f"part-{name}.parquet", pa.table({"uid": uid, **columns}))
-
-
-def _blocks(parts: list[Part], most: int) -> list[list[Part]]:
-    """Groups of parts that follow one another, of so many rows or of one part."""
-    blocks: list[list[Part]] = []
-    for part in parts:
-        last = blocks[-1] if blocks else []
-        follows = bool(last) and last[-1][1] + last[-1][2] == part[1]
-        if follows and part[1] + part[2] - last[0][1] <= most:
-            last.append(part)
-        else:
-            blocks.append([part])
-    return blocks

@@ -23,7 +23,8 @@ from coreset_ray.io.filesystem import Location, locate
 from coreset_ray.io.images import decode
 from coreset_ray.io.tables import PartedTable, read_table
 from coreset_ray.models.dynamics import METRICS, measure
-from coreset_ray.models.images import EpochBatches, IndexedImages, OwnedBatches
+from coreset_ray.models.image_cache import CachedImages, ImageCache
+from coreset_ray.models.images import EpochBatches, OwnedBatches
 from coreset_ray.models.mlp import MlpRecipe
 from coreset_ray.models.recipe import Recipe, batch_loss
 
@@ -51,7 +52,9 @@ def work(config: dict[str, Recording]) -> dict[str, Any]:
         worker = (_EmbeddingRecorder if job.images is None else _ImageRecorder)(job)
         worker.restore()
         worker.train()
-        return {**worker.facts(), "accuracy": worker.accuracy, "writers": worker.writers}
+        facts = {**worker.facts(), "accuracy": worker.accuracy, "writers": worker.writers}
+        shutil.rmtree(worker.scratch)
+        return facts
     except Hopeless as error:  # returned, as Ray Train would retry what is raised
         return {"hopeless": str(error)}
 
@@ -72,7 +75,8 @@ class _Recorder(Worker):
         super().__init__(job)
         self.rows = sum(job.parts.values())
         self.label = self._labels()
-        self.scratch = Path(job.scratch) / f"worker-{self.rank}-of-{self.world}"
+        folder = Path(job.scratch) / job.fingerprint[:16]  # others may train beside this one
+        self.scratch = folder / f"worker-{self.rank}-of-{self.world}"
         self.scratch.mkdir(parents=True, exist_ok=True)
         shape = (len(self.label), job.classes)
         self.log_p = create_array(self.scratch / "log_p.npy", np.float32, shape)
@@ -184,23 +188,31 @@ class _Rows:
 
 
 class _ImageRecorder(_Recorder):
-    """Trains on images, read from their shards."""
+    """Trains on images, read from their shards, decoded once if the machine's disk holds them."""
 
     recipe: Recipe
+    cache: ImageCache | None = None
 
     def build(self) -> nn.Module:
         return self.recipe.build(self.job.classes)
 
+    def train(self) -> None:
+        if self.epoch < self.recipe.epochs:
+            self.cache = ImageCache(self.scratch / "images", self.rows)
+            super().train()
+
     def loader(self, batches: EpochBatches) -> Any:
-        assert self.job.images is not None, "the caller chose this class by it"
+        assert self.job.images is not None and self.cache is not None
         table = ray.get(self.job.images)
         label = np.zeros(self.rows, np.int64)
         label[self.rank :: self.world] = self.label
-        images = IndexedImages(
+        images = CachedImages(
             table["path"].to_pylist(),
             table["offset"].to_numpy(),
             table["size"].to_numpy(),
             label,
+            cache=self.cache,
+            image_size=self.recipe.image_size,
             decode=partial(decode, max_pixels=MAX_PIXELS),
             transform=self.recipe.train_transform(),
             open_file=self.job.open_file,
@@ -208,6 +220,13 @@ class _ImageRecorder(_Recorder):
         return image_loader(
             images, self.job.loader_workers, self.device.type, batch_sampler=batches
         )
+
+    def facts(self) -> dict[str, Any]:
+        """`cached`: the share of images that were decoded once, of a call that trained."""
+        if self.cache is None:
+            return super().facts()
+        kept = self.sum(torch.tensor(self.cache.kept(), device=self.device))
+        return {**super().facts(), "cached": kept.item() / self.rows}
 
 
 def _last(worker: int) -> str:
