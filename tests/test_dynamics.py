@@ -335,6 +335,7 @@ def test_two_workers_then_one(ray_local, tmp_path: Path) -> None:
     assert (found["change"][:, 0] == 0).all()
 
 
+@pytest.mark.slow  # the loop is the one whose small form test_training.py runs
 def test_a_loss_that_blows_up_is_told(data, ray_local, tmp_path: Path) -> None:
     wild = MlpRecipe(hidden=16, epochs=5, batch_size=32, lr=1e30)
     with pytest.raises(RuntimeError, match=r"the loss was .* at epoch 0, step \d.*lower lr=1e\+30"):
