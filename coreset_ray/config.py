@@ -147,10 +147,10 @@ _SCAN = {"hidden": [], "temperature": 1.0}  # as in its paper
 
 class DynamicsConfig(Section):
     """A classifier is trained on the pseudo-labels and recorded. proxy: `mlp` on the embeddings, or
-    `resnet18` on the images. params: its recipe (MlpRecipe in coreset_ray/models/mlp.py, Recipe in
+    a ResNet on the images. params: its recipe (MlpRecipe in coreset_ray/models/mlp.py, Recipe in
     coreset_ray/models/recipe.py)."""
 
-    proxy: Literal["mlp", "resnet18"] = "mlp"
+    proxy: Literal["mlp", "resnet18", "resnet34", "resnet50"] = "mlp"
     params: dict[str, Any] = {}
 
     @model_validator(mode="after")
@@ -159,10 +159,11 @@ class DynamicsConfig(Section):
         return self
 
     def recipe(self) -> MlpRecipe | Recipe:
-        kind = MlpRecipe if self.proxy == "mlp" else Recipe
-        if self.proxy != "mlp" and {"model", "weighted"} & set(self.params):
-            raise ValueError("params: model and weighted are not the proxy's to set")
-        return validate(kind, self.params, "params")
+        if self.proxy == "mlp":
+            return self.mlp()
+        for name in {"model", "weighted"} & set(self.params):
+            raise ValueError(f"params.{name}: not for a proxy; its model is named by `proxy`")
+        return validate(Recipe, self.params | {"model": self.proxy}, "params")
 
     def mlp(self) -> MlpRecipe:
         """The MLP of this recipe, else that of the defaults."""
@@ -306,7 +307,7 @@ class Config(Section):
                 )
         elif searched is not None and searched != rule.searched:
             raise ValueError(f"select.params.{searched}: expected a value, got 'auto'")
-        elif searched is None and "search" in self.select.model_fields_set:
+        elif searched is None and self.select.search != SearchConfig():
             raise ValueError("select.search: no setting of select.params is auto; leave it out")
         return self
 

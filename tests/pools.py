@@ -1,5 +1,6 @@
 """Small real pools for tests: digits in shards, a tiny encoder with weights on disk, a config."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import timm
 import torch
+import webdataset
 import yaml
 from signal_columns import CLASSES, pool_with_signals
 
@@ -30,6 +32,25 @@ def digits_pool(folder: Path, *, shards: int, each: int) -> tuple[Path, Path]:
     held_out = iter(digits_samples("test"))
     write_shards((next(held_out) for _ in range(60)), test, per_shard=30)
     return train, test
+
+
+def read_shard(*path: Any) -> list[dict[str, Any]]:
+    """The samples of a shard."""
+    pipe = webdataset.tariterators
+    with open(os.path.join(*map(str, path)), "rb") as stream:
+        files = pipe.tar_file_expander([{"url": "x", "stream": stream}])
+        return list(pipe.group_by_keys(files))
+
+
+def without_labels(pool: Path, out: Path) -> Path:
+    """The same shards with the image as each sample's only member."""
+    out.mkdir()
+    for shard in pool.glob("*.tar"):
+        with webdataset.TarWriter(str(out / shard.name), encoder=False) as writer:
+            for sample in read_shard(shard):
+                assert "cls" in sample
+                writer.write({"__key__": sample["__key__"], "png": sample["png"]})
+    return out
 
 
 def tiny_encoder(folder: Path) -> dict[str, Any]:

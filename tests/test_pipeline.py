@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-import webdataset
-from pools import digits_pool, tiny_encoder, write_config
+from pools import digits_pool, read_shard, tiny_encoder, without_labels, write_config
 
 from coreset_ray import cli
 from coreset_ray.config import load
@@ -82,13 +81,6 @@ def test_exported_shards_hold_the_original_bytes(finished):
     assert [json.loads(line)["uid"] for line in lines] == [row["uid"] for row in index]
 
 
-def read_shard(*path):
-    pipe = webdataset.tariterators
-    with open(os.path.join(*map(str, path)), "rb") as stream:
-        files = pipe.tar_file_expander([{"url": "x", "stream": stream}])
-        return list(pipe.group_by_keys(files))
-
-
 def test_manifest_order_puts_the_best_first(finished):
     config = load(finished[0]).replace("export", order="manifest", samples_per_shard=15)
     export.run(config)
@@ -155,12 +147,7 @@ def test_another_budget_reuses_scores(finished):
 def test_labels_never_reach_a_selection(finished, tmp_path):
     """The same shards without .cls give the same manifest, bit for bit."""
     config = load(finished[0])
-    bare = tmp_path / "bare"
-    bare.mkdir()
-    for shard in Path(config.pool.shards[0]).glob("*.tar"):
-        with webdataset.TarWriter(str(bare / shard.name), encoder=False) as out:
-            for sample in read_shard(shard):
-                out.write({"__key__": sample["__key__"], "png": sample["png"]})
+    bare = without_labels(Path(config.pool.shards[0]), tmp_path / "bare")
     encoders = [tiny_encoder(finished[0].parent)]
     other = load(write_config(tmp_path, bare, embed={"encoders": encoders}))
     run.run(other)

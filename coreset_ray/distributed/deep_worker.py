@@ -75,7 +75,7 @@ class _Worker:
         try:
             table = PartedTable(locate(job.table))
             laid = lay_rows(Path(job.scratch) / "rows", table, job.parts)
-            neighbors = Path(job.scratch) / "neighbors"
+            neighbors = Path(job.scratch) / Path(job.neighbors).name  # by content
             self.neighbors = lay_neighbors(neighbors, locate(job.neighbors), job.parts)
         except ValueError as error:
             raise _Hopeless(str(error)) from error

@@ -1,8 +1,9 @@
 """A small classifier on embeddings, and how it is trained: minutes where a ResNet takes days."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -22,6 +23,8 @@ class MlpRecipe:
 
     Raises `ValueError` for a value outside its range.
     """
+
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = {"extra": "forbid"}  # no unknown settings
 
     hidden: int = 512
     epochs: int = 30

@@ -1,8 +1,9 @@
 """How a coreset's classifier is trained: model, augmentation, optimiser, schedule and loss."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
@@ -34,6 +35,8 @@ class Recipe:
 
     Raises `ValueError` for a value outside its range.
     """
+
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = {"extra": "forbid"}  # no unknown settings
 
     model: str = "resnet18"
     epochs: int = 200
