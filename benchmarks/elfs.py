@@ -24,11 +24,15 @@ from pipelines import embed, evaluate, score, search, select_coreset, signals
 from pipelines.inputs import filled, pool_table
 from pipelines.report import markdown, results_table
 
-CONFIG = Path(__file__).parent.parent / "configs" / "cifar10_elfs.yaml"
+CONFIG = Path(__file__).parent.parent / "configs" / "cifar10_blindcs.yaml"
 _BLIND = "score.params={draws: 1_000_000, dims: 2, neighbors: 1000, exponent: 4.0}"
+_ELFS = [  # what two CPU cores can do
+    *("score.method=elfs", "score.params={}", "signals.classes=10"),
+    "signals.pseudo_labels.truth=cls",
+]
 METHODS: dict[str, list[str]] = {
     "elfs": [],
-    "elfs, k-means labels": ["signals.pseudo_labels={clustering: kmeans}"],
+    "elfs, k-means labels": ["signals.pseudo_labels={clustering: kmeans, truth: cls}"],
     "aum + ccs": ["score.method=aum", "select.method=ccs", "select.params.beta=auto"],
     "aum, the hardest": ["score.method=aum"],
     "prototypicality": ["score.method=prototypicality", "select.balance=clusters"],
@@ -49,10 +53,12 @@ def main() -> None:
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.01, 0.05, 0.1, 0.3])
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--methods", nargs="+", default=list(METHODS), help="which of them")
+    parser.add_argument("--heads", default="{}", help="settings of TEMI's heads")
     options = parser.parse_args()
     base = [
         *(f"pool.shards={options.pool}", f"evaluate.test.shards={options.test}"),
-        *(f"workspace={options.workspace}", "compute.score_workers=2"),
+        *(f"workspace={options.workspace}", "compute.score_workers=2", *_ELFS),
+        f"signals.pseudo_labels.params={options.heads}",
     ]
     ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=40)
     config = load(CONFIG, base)
