@@ -35,6 +35,12 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+def _changed(section: Section, keys: tuple[str, ...]) -> list[str]:
+    """Those of the keys that do not hold their default."""
+    fields = type(section).model_fields
+    return [key for key in keys if getattr(section, key) != fields[key].default]
+
+
 class PoolConfig(Section):
     """Where the images are.
 
@@ -81,7 +87,7 @@ class ScoreConfig(Section):
     @model_validator(mode="after")
     def _method_exists(self) -> "ScoreConfig":
         if not isinstance(self.build(), Sampled):
-            for name in {"until", "columns"} & self.model_fields_set:
+            for name in _changed(self, ("until", "columns")):
                 raise ValueError(f"{name}: method {self.method!r} sums no draws; leave it out")
         return self
 
@@ -301,7 +307,7 @@ class Config(Section):
         if isinstance(rule, Greedy):
             if self.select.balance is not None:
                 raise ValueError(f"select.balance: method {name!r} has no groups; leave it out")
-            for key in {"method", "params", "until", "columns"} & self.score.model_fields_set:
+            for key in _changed(self.score, ("method", "params", "until", "columns")):
                 raise ValueError(
                     f"score.{key}: select.method {name!r} reads no scores; leave it out"
                 )

@@ -17,6 +17,7 @@ from coreset_ray import catalog
 from coreset_ray.config import ComputeConfig, Config, fingerprint, load, plain
 from coreset_ray.models.recipe import Recipe
 from coreset_ray.models.spec import EncoderSpec
+from coreset_ray.selectors.double_end import DoubleEnd
 from pipelines.inputs import pool_table
 
 ROOT = Path(__file__).parent.parent
@@ -513,3 +514,47 @@ def test_any_override_is_taken_or_refused(read, text: str) -> None:
         assert isinstance(read(overrides=[text]), Config)
     except ValueError as error:
         assert str(error)
+
+
+def test_what_goes_with_a_method(read) -> None:
+    """The selector of a method, unless another is chosen; and what a table calls the two."""
+    data = {**BASE, "score": {"method": "elfs"}}
+    config = read(data)
+    assert config.selector() == ("double_end", {}, "beta") and config.label == "elfs"
+    assert config.scores and config.rule(0.3) == DoubleEnd(0.3)
+    config = read({**data, "select": {"budget": 0.1, "params": {"beta": 0.2}}})
+    assert config.selector() == ("double_end", {"beta": 0.2}, None)
+    config = read({**data, "select": {"budget": 0.1, "method": "top", "balance": "clusters"}})
+    assert config.selector() == ("top", {}, None) and config.label == "elfs + top + balanced"
+    assert config.baseline(4).label == "random" and config.baseline(4).score.seed == 4
+    assert config.seeded(4).signals.seed == config.seeded(4).score.seed == 4
+    config = read({**BASE, "select": {"budget": 0.1, "method": "d2"}})
+    assert config.label == "d2" and not config.scores
+
+
+def test_recipes_of_signals(read) -> None:
+    told = {"dynamics": {"proxy": "resnet34", "params": {"epochs": 3}}}
+    assert read({**BASE, "signals": told}).signals.dynamics.recipe() == Recipe("resnet34", 3)
+    scan = read({**BASE, "signals": {"pseudo_labels": {"clustering": "scan"}}})
+    heads = scan.signals.pseudo_labels.heads(7, 3)
+    assert (heads.hidden, heads.temperature, heads.classes, heads.seed) == ((), 1.0, 7, 3)
+
+
+@pytest.mark.parametrize(
+    ("signals", "message"),
+    [
+        ({"classes": 1}, "signals.classes"),
+        ({"classes": "many"}, "signals.classes"),
+        ({"pseudo_labels": {"params": {"head": 3}}}, "head: unknown key; did you mean 'heads'"),
+        ({"pseudo_labels": {"params": {"classes": 3}}}, "set .* signals.classes"),
+        ({"pseudo_labels": {"params": {"lr": 0}}}, "lr=0"),
+        ({"pseudo_labels": {"clustering": "kmeans", "params": {"lr": 1}}}, "kmeans has none here"),
+        ({"dynamics": {"params": {"widt": 3}}}, "widt: unknown key"),
+        ({"dynamics": {"params": {"epochs": 0}}}, "epochs=0"),
+        ({"dynamics": {"proxy": "resnet18", "params": {"model": "resnet18"}}}, "params.model"),
+        ({"clusters": {"count": 1}}, "signals.clusters.count"),
+    ],
+)
+def test_wrong_signals_are_refused(read, signals: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read({**BASE, "signals": signals})
