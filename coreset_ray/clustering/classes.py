@@ -56,14 +56,12 @@ def propose(rows: np.ndarray, *, most: int = 100, seed: int = 0) -> Proposal:
             f"classes=auto: {len(rows)} images that differ are too few to tell how many classes "
             "there are: at least 100 are needed; set the number yourself"
         )
-    gaps = _gaps(rows, min(most, len(rows) // 10))
+    gaps = np.maximum(np.round(_gaps(rows, min(most, len(rows) // 10)), 4), 0)  # the rest is noise
     order = np.argsort(-gaps, kind="stable")
-    evidence: list[dict[str, Any]] = [
-        {"classes": int(c) + 2, "gap": round(float(gaps[c]), 4)} for c in order
-    ]
+    evidence: list[dict[str, Any]] = [{"classes": int(c) + 2, "gap": float(gaps[c])} for c in order]
     for line in evidence[:_SHOWN]:
         line["agreement"] = round(_agreement(rows[::2], rows[1::2], line["classes"], seed), 3)
-    first, second = np.maximum(gaps[order[:2]], 1e-6)
+    first, second = np.maximum(gaps[order[:2]], 1e-4)
     return Proposal(evidence[0]["classes"], round(float(first / second), 2), evidence)
 
 
@@ -76,7 +74,7 @@ def _gaps(rows: np.ndarray, most: int) -> np.ndarray:
     return -np.diff(np.sort(tall)[::-1][: most + 1])[1:]
 
 
-def _tallest(graph: sparse.csr_matrix, count: int) -> np.ndarray:
+def _tallest(graph: Any, count: int) -> np.ndarray:
     """The largest eigenvalues of a connected graph, in no order, its edges scaled by the degrees of
     their ends: 1 minus the Laplacian's. Piece by piece, as iterations miss some of many alike."""
     scale = sparse.diags(np.maximum(np.asarray(graph.sum(axis=1)).ravel(), 1) ** -0.5)
@@ -84,11 +82,11 @@ def _tallest(graph: sparse.csr_matrix, count: int) -> np.ndarray:
     if n <= _DENSE:
         return np.linalg.eigvalsh(scaled.toarray())[-count:]
     start = np.random.Generator(np.random.Philox(key=0)).standard_normal(n)
-    told = {"which": "LA", "v0": start, "ncv": 2 * count + 20, "tol": 1e-3}
-    return eigsh(scaled, count, return_eigenvectors=False, **told)
+    told: dict[str, Any] = {"which": "LA", "v0": start, "ncv": 2 * count + 20, "tol": 1e-3}
+    return np.asarray(eigsh(scaled, count, return_eigenvectors=False, **told))
 
 
-def _graph(unit: np.ndarray) -> sparse.csr_matrix:
+def _graph(unit: np.ndarray) -> Any:
     """(n, n) with n·k entries at most twice: how many of their k nearest neighbours two rows
     share, where one is a neighbour of the other."""
     n, k = len(unit), min(_K, len(unit) - 1)
