@@ -4,10 +4,9 @@ import logging
 import time
 from typing import Any
 
-from coreset_ray.distributed.classes import propose_classes
-
 from coreset_ray.clustering.kmeans_fit import Clustering
 from coreset_ray.config import Config, fingerprint
+from coreset_ray.distributed.classes import propose_classes
 from coreset_ray.distributed.session import cluster, session
 from coreset_ray.io.workspace import Stage, Workspace
 from coreset_ray.version import __version__
