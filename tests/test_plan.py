@@ -9,7 +9,7 @@ from pools import digits_pool, write_config
 
 from coreset_ray import cli
 from coreset_ray.config import load
-from coreset_ray.core import costs, limits
+from coreset_ray.core import costs, forecast, limits
 from coreset_ray.core.costs import Spreading, choose_spreading
 from coreset_ray.core.forecast import fit
 from coreset_ray.core.plan_text import in_time
@@ -217,3 +217,20 @@ def test_sizes_and_times_are_readable():
     assert [in_time(s) for s in (0.2, 42, 150, 7500)] == [
         *("0.2 s", "42 s", "2 min 30 s", "2 h 5 min")
     ]
+
+
+def test_what_a_plan_leaves_out_is_named(tmp_path):
+    def told(*words):
+        config = load(write_config(tmp_path, tmp_path), ["score={}", *words])
+        stages = [forecast.Stage(name, 1, 1, 1.0) for name in ("embed", "score", "select")]
+        return {s.name: (s.seconds, s.note) for s in plan._unplanned(config, stages)}
+
+    assert told() == {name: (1.0, "") for name in ("embed", "score", "select")}
+    elfs = told("score.method=elfs")
+    assert elfs["signals"] == (None, "not planned: pseudo_labels, dynamics")
+    assert elfs["score"] == (1.0, "") and elfs["select"] == (None, "not planned")
+    d2 = told("select.method=d2")
+    assert d2["signals"] == (None, "not planned: knn")
+    assert d2["score"] == (0.0, "no scores") and d2["select"] == (None, "not planned")
+    balanced = told("select.balance=clusters")
+    assert balanced["signals"] == (None, "not planned: clusters") and balanced["select"][0] == 1.0
