@@ -257,7 +257,8 @@ def test_help_is_worth_reading(stage, capsys):
 
 def test_pipelines_run_as_modules():
     modules = sorted(p.stem for p in (Path(__file__).parent.parent / "pipelines").glob("*.py"))
-    runnable = [m for m in modules if m not in ("__init__", "inputs", "report")]
+    within = ("__init__", "inputs", "report", "classes", "search")  # stages have these run
+    runnable = [m for m in modules if m not in within and not m.startswith("signal_")]
     assert "embed" in runnable
     for module in runnable:
         source = (Path(cli.__file__).parent.parent / "pipelines" / f"{module}.py").read_text()
