@@ -356,6 +356,7 @@ def test_stopped_and_resumed_is_as_never_stopped(blobs, trained, ray_local, tmp_
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
 
 
+@pytest.mark.slow
 def test_two_workers_find_the_same_clusters(blobs, trained, ray_local, tmp_path) -> None:
     folder, facts = trained
     two = train(blobs, tmp_path, workers=2)
@@ -364,12 +365,14 @@ def test_two_workers_find_the_same_clusters(blobs, trained, ray_local, tmp_path)
     assert two["workers"] == 2 and clustering_scores(ours, alone)["acc"] > 0.98
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_is_told(blobs, ray_local, tmp_path) -> None:
     wild = replace(SMALL, clustering="scan", hidden=(), lr=1e38, final_lr=1e38, warmup_epochs=0)
     with pytest.raises(RuntimeError, match=r"loss was .* epoch 0, step \d .* 1e\+38; lower lr="):
         train(blobs, tmp_path, wild)
 
 
+@pytest.mark.slow
 def test_collapse_is_tried_again_and_told(ray_local, tmp_path, monkeypatch) -> None:
     """Images that are all the same have one cluster."""
     monkeypatch.setattr(deep_clusters, "_ATTEMPTS", 2)

@@ -312,6 +312,7 @@ def test_resumed_equals_uninterrupted(data, whole, tmp_path: Path) -> None:
     assert {**facts, "seconds": 0} == {**expected, "seconds": 0}
 
 
+@pytest.mark.slow
 def test_two_workers_then_one(ray_local, tmp_path: Path) -> None:
     """Each row is recorded by its owner, also where that changes: of two classes, `change`
     follows from the probabilities of the label in two epochs."""

@@ -82,7 +82,7 @@ def test_whatever_differs_is_named(selected):
     part = next(scores.glob("part-*.parquet"))
     for path, column, message in (
         (part, "score", "does not hold the scores of its sums"),
-        (selection / "manifest.parquet", "uid", "is not the best"),
+        (selection / "manifest.parquet", "uid", "the manifest is not the 18"),
     ):
         before = swap_first_rows(path, column)
         with pytest.raises(verify.Mismatch, match=message):
