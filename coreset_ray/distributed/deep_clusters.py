@@ -12,14 +12,13 @@ from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
 import ray
-import ray.train
 import torch
-from ray.train.torch import TorchTrainer
 
 from coreset_ray.clustering.deep import HeadSettings
 from coreset_ray.clustering.labeler import Labeler, labeler_of
 from coreset_ray.core.random import draw_words
 from coreset_ray.distributed.deep_worker import HeadJob, work
+from coreset_ray.distributed.fit import fit
 from coreset_ray.distributed.progress import Progress
 from coreset_ray.io.filesystem import Location, locate
 from coreset_ray.io.tables import PartedTable, matrix, read_table, write_table
@@ -70,12 +69,12 @@ def train_heads(
     """
     _check(settings, parts, name, workers, checkpoint_every, stop_after)
     fingerprint = _fingerprint(settings, parts, neighbors)
-    attempt = {
-        "max_failures": max_failures,
+    attempt: dict[str, Any] = {
         "storage_path": storage_path,
-        "scaling": ray.train.ScalingConfig(
-            num_workers=workers, use_gpu=use_gpu, resources_per_worker=resources_per_worker
-        ),
+        "workers": workers,
+        "use_gpu": use_gpu,
+        "resources_per_worker": resources_per_worker,
+        "max_failures": max_failures,
     }
     if not (out / "heads.pt").exists():
         for tried in range(_ATTEMPTS):
@@ -90,7 +89,7 @@ def train_heads(
                 checkpoint_every=checkpoint_every,
                 fingerprint=fingerprint,
             )
-            facts = _fit(job, f"{name}-{tried}", **attempt)
+            facts = fit(work, job, name=f"{name}-{tried}", **attempt)
             if facts["epochs"] < settings.epochs:
                 return facts
             if facts["written"]:
@@ -162,35 +161,6 @@ def _remedy(settings: HeadSettings) -> str:
         f"lower lr={settings.lr:.4g} or beta={settings.beta}, raise warmup_epochs="
         f"{settings.warmup_epochs}, and see whether the embeddings differ from image to image"
     )
-
-
-def _fit(
-    job: HeadJob,
-    name: str,
-    *,
-    scaling: ray.train.ScalingConfig,
-    storage_path: str,
-    max_failures: int,
-) -> dict[str, Any]:
-    """Facts of one training."""
-    trainer = TorchTrainer(
-        work,
-        train_loop_config={"job": job},
-        scaling_config=scaling,
-        run_config=ray.train.RunConfig(
-            name=name,
-            storage_path=storage_path if "://" in storage_path else os.path.abspath(storage_path),
-            failure_config=ray.train.FailureConfig(max_failures=max_failures),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
-        ),
-    )
-    try:
-        outcome = trainer.fit().return_value
-    except ray.train.TrainingFailedError as error:
-        raise RuntimeError(f"training {name!r} failed: {error}") from error
-    if outcome is None or "hopeless" in outcome:
-        raise RuntimeError(f"training {name!r}: {(outcome or {}).get('hopeless', 'was aborted')}")
-    return outcome
 
 
 def _label_parts(

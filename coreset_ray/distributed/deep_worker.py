@@ -19,6 +19,7 @@ from coreset_ray.clustering.deep import DeepClustering, HeadSettings
 from coreset_ray.clustering.heads import Heads
 from coreset_ray.clustering.labeler import Labeler, block_rows, head_probability
 from coreset_ray.core.random import below
+from coreset_ray.distributed.fit import Hopeless
 from coreset_ray.io.embedding_rows import lay_rows
 from coreset_ray.io.filesystem import locate
 from coreset_ray.io.neighbor_rows import lay_neighbors
@@ -30,10 +31,6 @@ logger = logging.getLogger(__name__)
 _CHECKPOINT = "state.pt"
 
 Count = Callable[[torch.Tensor], Sequence[torch.Tensor]]
-
-
-class _Hopeless(Exception):
-    """What no retry would mend; raised by all workers at the same point."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +57,7 @@ def work(config: dict[str, HeadJob]) -> dict[str, Any]:
         worker.restore()
         worker.train()
         return worker.finish()
-    except _Hopeless as error:  # returned, as Ray Train would retry what is raised
+    except Hopeless as error:  # returned, as Ray Train would retry what is raised
         return {"hopeless": str(error)}
 
 
@@ -78,7 +75,7 @@ class _Worker:
             neighbors = Path(job.scratch) / Path(job.neighbors).name  # by content
             self.neighbors = lay_neighbors(neighbors, locate(job.neighbors), job.parts)
         except ValueError as error:
-            raise _Hopeless(str(error)) from error
+            raise Hopeless(str(error)) from error
         self.rows = laid.rows
         heads = Heads(
             *(torch.from_numpy(laid.mean), torch.from_numpy(laid.deviation)),
@@ -99,7 +96,7 @@ class _Worker:
             path = os.path.join(folder, _CHECKPOINT)
             state = torch.load(path, map_location="cpu", weights_only=True)
         if state["fingerprint"] != self.job.fingerprint:
-            raise _Hopeless(
+            raise Hopeless(
                 "its folder holds a checkpoint of other data or settings; choose another name or "
                 "delete that folder"
             )
@@ -153,7 +150,7 @@ class _Worker:
         wrong = (~per_step.isfinite()).any(1).nonzero().flatten().tolist()
         if wrong:
             step = self.epoch * len(batches) + wrong[0]
-            raise _Hopeless(
+            raise Hopeless(
                 f"the loss was {per_step[wrong[0]].mean():.4g} at epoch {self.epoch}, step "
                 f"{wrong[0]} (both from 0), with a learning rate of "
                 f"{self.settings.learning_rate(step, len(batches)):.4g}; "

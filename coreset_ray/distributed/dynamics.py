@@ -14,8 +14,9 @@ import pyarrow as pa
 import ray
 
 from coreset_ray.distributed.dynamics_worker import Recording, work
+from coreset_ray.distributed.fit import fit
 from coreset_ray.distributed.pivot import Part, blocks_of, pivot
-from coreset_ray.distributed.train import check_run, fit, open_any
+from coreset_ray.distributed.train import check_run, open_any
 from coreset_ray.io.filesystem import Location, locate
 from coreset_ray.io.tables import PartedTable, read_table, uid_words
 from coreset_ray.models.images import OwnedBatches

@@ -14,7 +14,8 @@ import ray
 import torch
 from torch import nn
 
-from coreset_ray.distributed.train_loop import Hopeless, Training, Worker
+from coreset_ray.distributed.fit import Hopeless
+from coreset_ray.distributed.train_loop import Training, Worker
 from coreset_ray.distributed.train_worker import MAX_PIXELS, image_loader
 from coreset_ray.io.array_files import create_array
 from coreset_ray.io.embedding_rows import EmbeddingRows, lay_rows

@@ -6,7 +6,6 @@ to the result that it would have had: all randomness is a function of (seed, epo
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -16,10 +15,9 @@ import numpy as np
 import pyarrow as pa
 import ray
 import ray.train
-from ray.train.torch import TorchTrainer
 
 from coreset_ray.core.random import check_seed
-from coreset_ray.distributed.train_loop import Training
+from coreset_ray.distributed.fit import fit
 from coreset_ray.distributed.train_worker import Job, work
 from coreset_ray.io.filesystem import locate
 from coreset_ray.models.images import EpochBatches
@@ -96,41 +94,6 @@ def train_and_test(
     )
     seconds = time.perf_counter() - started
     return {**outcome, "images": len(train), "seconds": round(seconds, 3), "workers": workers}
-
-
-def fit(
-    work: Callable[[dict[str, Any]], dict[str, Any]],
-    job: Training,
-    *,
-    name: str,
-    storage_path: str,
-    workers: int,
-    use_gpu: bool,
-    resources_per_worker: dict[str, float] | None,
-    max_failures: int,
-) -> dict[str, Any]:
-    """What `work` returns where rank is 0, called on every worker; `RuntimeError` for what no
-    retry would mend and after max_failures."""
-    trainer = TorchTrainer(
-        work,
-        train_loop_config={"job": job},
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=workers, use_gpu=use_gpu, resources_per_worker=resources_per_worker
-        ),
-        run_config=ray.train.RunConfig(
-            name=name,
-            storage_path=storage_path if "://" in storage_path else os.path.abspath(storage_path),
-            failure_config=ray.train.FailureConfig(max_failures=max_failures),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
-        ),
-    )
-    try:
-        outcome = trainer.fit().return_value
-    except ray.train.TrainingFailedError as error:
-        raise RuntimeError(f"training {name!r} failed: {error}") from error
-    if outcome is None or "hopeless" in outcome:
-        raise RuntimeError(f"training {name!r}: {(outcome or {}).get('hopeless', 'was aborted')}")
-    return outcome
 
 
 def _check_table(table: pa.Table, which: str, classes: int, weighted: bool) -> None:

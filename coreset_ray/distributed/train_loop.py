@@ -17,6 +17,7 @@ import torch.distributed as dist
 from ray.train.torch import get_device, prepare_model
 from torch import nn
 
+from coreset_ray.distributed.fit import Hopeless
 from coreset_ray.io.filesystem import Location
 from coreset_ray.models.images import EpochBatches
 from coreset_ray.models.mlp import MlpRecipe
@@ -25,10 +26,6 @@ from coreset_ray.models.recipe import Recipe
 logger = logging.getLogger(__name__)
 
 _CHECKPOINT = "state.pt"
-
-
-class Hopeless(Exception):
-    """What no retry would mend; raised by all workers at the same point."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
-from coreset_ray.distributed.train_loop import Hopeless, Training, Worker
+from coreset_ray.distributed.fit import Hopeless
+from coreset_ray.distributed.train_loop import Training, Worker
 from coreset_ray.io.images import decode
 from coreset_ray.models.images import EpochBatches, IndexedImages
 from coreset_ray.models.recipe import Recipe, batch_loss
