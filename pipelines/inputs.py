@@ -5,8 +5,6 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from coreset_ray.config import Config, PoolConfig, fingerprint
 from coreset_ray.io.shards import Shard, list_shards
 from coreset_ray.io.tables import PartedTable
@@ -87,20 +85,18 @@ def filled(snapshot: dict[str, Any]) -> dict[str, int]:
     return parts
 
 
-def dimensions(table: PartedTable, part: str) -> int:
-    """Of the embeddings in a part."""
-    with table.part(part).open_file() as source:
-        return pq.read_schema(source).field("embedding").type.list_size
-
-
 def scratch_of(config: Config, kind: str) -> str:
     """A folder of each machine for what is laid out there: `compute.scratch`, else in the
     workspace where that is a local folder."""
-    root = Workspace(config.workspace).root
-    scratch = config.compute.scratch or (
+    return f"{scratch_root(Workspace(config.workspace), config.compute.scratch)}/{kind}"
+
+
+def scratch_root(workspace: Workspace, scratch: str | None) -> str:
+    """The folder itself; scratch: what was configured."""
+    root = workspace.root
+    return scratch or (
         f"{root.path}/layouts" if root.local else f"{tempfile.gettempdir()}/coreset_ray/layouts"
     )
-    return f"{scratch}/{kind}"
 
 
 def _short(name: str) -> str:

@@ -17,12 +17,13 @@ from coreset_ray.distributed.choose import processes_for
 from coreset_ray.distributed.embed import plan_embedding
 from coreset_ray.distributed.score import Layout
 from coreset_ray.distributed.session import Cluster, choose_device, cluster, session
+from coreset_ray.io.embedding_parts import width_of
 from coreset_ray.io.layout import is_finished
 from coreset_ray.io.tables import Commit
 from coreset_ray.io.workspace import Workspace
 from coreset_ray.models.spec import absolute
 from pipelines import export, score, select_coreset
-from pipelines.inputs import NotReady, Table, dimensions, filled, key_of, pool_table
+from pipelines.inputs import NotReady, Table, filled, key_of, pool_table
 from pipelines.signals import needed_by
 
 _log = logging.getLogger(__name__)
@@ -130,7 +131,7 @@ def _pool(table: Table, state: _State, reading: Reading, encoding: Encoding | No
             ".jpg, .png, .webp, .bmp or .tif members"
         )
     parts = [c.part for c in state.commits.values() if c.rows]
-    dims = encoding.width if encoding else dimensions(table.parts, parts[0])
+    dims = encoding.width if encoding else width_of(table.parts, parts[0])
     return PoolSize(
         *(len(table.shards), sum(s.size for s in table.shards), rows, dims),
         *(len(missing), size, estimated, not missing),

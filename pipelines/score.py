@@ -1,7 +1,6 @@
 """embedding table → score table, one part a shard."""
 
 import logging
-import tempfile
 import time
 from dataclasses import replace
 from typing import Any
@@ -12,11 +11,12 @@ from coreset_ray.core.method import PerSample, Sampled
 from coreset_ray.distributed.blocks import PoolFiles, signals_of
 from coreset_ray.distributed.score import Layout, rounding, score_draws, score_rows
 from coreset_ray.distributed.session import choose_device, cluster, session
+from coreset_ray.io.embedding_parts import width_of
 from coreset_ray.io.ledger import Ledger
 from coreset_ray.io.tables import PartedTable
 from coreset_ray.io.workspace import Stage, Workspace
 from coreset_ray.version import __version__
-from pipelines.inputs import NotReady, dimensions, filled, key_of, pool_table
+from pipelines.inputs import NotReady, filled, key_of, pool_table, scratch_root
 from pipelines.report import noise_table, rounding_line
 from pipelines.signals import signal_folders, signal_stages
 
@@ -155,15 +155,10 @@ def layout_at(
     columns: str,
 ) -> Layout:
     """Where the columns lie, and what each process holds of the cluster's CPUs."""
-    root = workspace.root
-    scratch = scratch or (
-        f"{root.path}/layouts" if root.local else f"{tempfile.gettempdir()}/coreset_ray/layouts"
-    )
     each = 1.0 if spreading.workers * spreading.row_shards <= cpus else 0.0
     name = snapshot if columns == "float32" else f"{snapshot}-{columns}"
-    return Layout(
-        *(spreading.workers, spreading.row_shards, each, f"{scratch}/{name}"), columns=columns
-    )
+    place = f"{scratch_root(workspace, scratch)}/{name}"
+    return Layout(spreading.workers, spreading.row_shards, each, place, columns=columns)
 
 
 def _size_of(workspace: Workspace, snapshot: str) -> tuple[int, int]:
@@ -172,7 +167,7 @@ def _size_of(workspace: Workspace, snapshot: str) -> tuple[int, int]:
         return 0, 0
     record = told.read_json()
     table = PartedTable(workspace.root / "embeddings" / record["table"])
-    return record["rows"], dimensions(table, next(iter(filled(record))))
+    return record["rows"], width_of(table, next(iter(filled(record))))
 
 
 def finished(config: Config) -> tuple[Stage, dict[str, Any]]:

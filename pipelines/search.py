@@ -19,11 +19,10 @@ from coreset_ray.version import __version__
 from pipelines import score
 from pipelines.inputs import NotReady, pool_table
 from pipelines.report import curve_plot, curve_table
+from pipelines.signals import GROUPS
 from pipelines.signals import finished as signal
 
 _log = logging.getLogger(__name__)
-
-_GROUP = {"clusters": "clusters.cluster", "pseudo_labels": "pseudo_labels.label"}
 
 
 def stage_of(config: Config) -> tuple[Stage, dict[str, Any]]:
@@ -58,6 +57,7 @@ def run(config: Config) -> dict[str, Any]:
         raise ValueError(f"select.params.{searched}=auto: no value fits a share of {empty[0]}")
     wanted, labels = config.select.search, signal(config, "pseudo_labels")[1]
     folders = {s: signal(config, s)[0].folder.uri for s in _signals(config)}
+    balance = config.select.balance
     start = time.monotonic()
     with session(config.compute.address):
         tried = try_values(
@@ -67,7 +67,7 @@ def run(config: Config) -> dict[str, Any]:
             PoolFiles(pool_table(config).stage.folder.uri, folders),
             (Workspace(config.workspace).root / "scores" / score.finished(config)[0].name).uri,
             record["parts"],
-            _GROUP.get(config.select.balance or ""),
+            f"{balance}.{GROUPS[balance]}" if balance else None,
             Settings(
                 held_out=wanted.held_out,
                 rows=wanted.rows,

@@ -18,8 +18,8 @@ from coreset_ray.version import __version__
 from coreset_ray.versions import versions
 from pipelines import score, search
 from pipelines.inputs import NotReady, filled, key_of, pool_table
+from pipelines.signals import GROUPS, signal_folders, signal_stages
 from pipelines.signals import finished as signal
-from pipelines.signals import signal_folders, signal_stages
 
 _log = logging.getLogger(__name__)
 
@@ -27,7 +27,6 @@ _TOLD = (
     *("method", "params", "seed", "columns", "rounding", "draws", "facts"),
     *("lowest", "highest", "stability"),
 )
-_GROUP = {"clusters": "cluster", "pseudo_labels": "label"}
 
 
 def stage_of(config: Config) -> tuple[Stage, dict[str, Any]]:
@@ -72,7 +71,7 @@ def _told(config: Config, inputs: dict[str, Any]) -> dict[str, Any]:
         told["balance"] = {
             "signal": balance,
             "stage": stage.name,
-            "column": _GROUP[balance],
+            "column": GROUPS[balance],
             "groups": record["classes" if balance == "pseudo_labels" else "count"],
         }
     return told

@@ -8,9 +8,10 @@ from coreset_ray.clustering.neighbors import choose_kind
 from coreset_ray.config import Config, fingerprint
 from coreset_ray.distributed.neighbors import Search, find_neighbors
 from coreset_ray.distributed.session import choose_device, cluster, session
+from coreset_ray.io.embedding_parts import width_of
 from coreset_ray.io.workspace import Stage, Workspace
 from coreset_ray.version import __version__
-from pipelines.inputs import dimensions, filled, key_of, pool_table
+from pipelines.inputs import filled, key_of, pool_table
 
 _log = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ def stage_of(config: Config) -> tuple[Stage, dict[str, Any], Search]:
         )
     kind = choose_kind(rows) if wanted.index == "auto" else wanted.index
     inverted = (wanted.lists, wanted.probes) if kind != "flat" else (1, 1)
-    search = Search(wanted.k, dimensions(table.parts, next(iter(parts))), kind, *inverted)
+    search = Search(wanted.k, width_of(table.parts, next(iter(parts))), kind, *inverted)
     content = fingerprint([key_of(snapshot), search])
     return Workspace(config.workspace).stage("signals", "knn", content), snapshot, search
 

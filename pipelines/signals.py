@@ -20,6 +20,7 @@ SIGNALS: dict[str, ModuleType] = {
     "pseudo_labels": signal_pseudo_labels,
     "dynamics": signal_dynamics,
 }
+GROUPS = {"clusters": "cluster", "pseudo_labels": "label"}  # the column that groups rows
 
 
 def run(config: Config, only: Sequence[str] = ()) -> dict[str, Any]:
@@ -42,8 +43,8 @@ def make(config: Config) -> None:
 
 def needed_by(config: Config) -> list[str]:
     """The signals that scoring and selecting read."""
-    name, _, searched = config.selector()
-    selector = config.select.build(name, config.selector()[1])
+    name, params, searched = config.selector()
+    selector = config.select.build(name, params)
     needs = [*signals_of(selector.needs)]
     if config.scores:
         needs += signals_of(config.score.build().needs)
