@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from coreset_ray import catalog
-from coreset_ray.core.greedy import Greedy, greedy_rows
+from coreset_ray.core.alone import select_alone
 from coreset_ray.core.pool import pool_of
 from coreset_ray.core.rule import Rule, check_group
 from coreset_ray.core.run import score_columns, select_rows
@@ -56,22 +56,33 @@ def select(
     selector: str | None = None,
     settings: Mapping[str, Any] | None = None,
     group: np.ndarray | None = None,
+    kept: np.ndarray | None = None,
+    target: np.ndarray | None = None,
+    partitions: int = 1,
     **params: Any,
 ) -> Selection:
     """The k rows to keep, best first: k is a count, or a fraction of the rows as a float.
 
-    method: scores the rows, or is a greedy selector itself. selector, settings: which rule keeps
-    what of the scores, by default the highest; group: (n,) integers from 0, of rows that are to be
-    represented alike. Other arguments and errors as in `score`.
+    method: scores the rows, or selects by itself. selector, settings: which rule keeps what of the
+    scores, by default the highest; group: (n,) integers from 0, of rows that are to be represented
+    alike. Of a method that selects by itself: kept, rows chosen already, which shape the choice
+    and are not among the k; target: (t, m), images that the choice should resemble; partitions:
+    choose in two rounds, first in so many parts. Other arguments and errors as in `score`.
     """
     pool = pool_of(embedding, uid, signals)
-    kind = catalog.selector_classes().get(method)
-    if kind is not None and issubclass(kind, Greedy):
-        if selector is not None or group is not None:
-            raise ValueError(f"method {method!r} selects by itself: leave out selector and group")
-        greedy = catalog.build_selector(method, params)
-        assert isinstance(greedy, Greedy)
-        return greedy_rows(greedy, pool, k, seed)
+    alone = catalog.selector_classes().get(method)
+    if alone is not None and not issubclass(alone, Rule):
+        if selector is not None or settings:
+            raise ValueError(f"method {method!r} selects by itself: leave out selector, settings")
+        built = catalog.build_selector(method, params)
+        assert not isinstance(built, Rule)
+        group = check_group(group, len(pool))
+        given = {"group": group, "kept": kept, "target": target, "partitions": partitions}
+        return select_alone(built, pool, k, seed, **given)
+    if kept is not None or target is not None or partitions != 1:
+        raise ValueError(
+            f"method {method!r} scores each image: leave out kept, target and partitions"
+        )
     if selector is None and group is None and not settings:
         return select_rows(catalog.build(method, params), pool, k, seed)
     rule = catalog.build_selector(selector or "top", dict(settings or {}), "settings")

@@ -12,9 +12,11 @@ from coreset_ray import scores, selectors
 from coreset_ray.core.greedy import Greedy
 from coreset_ray.core.method import Method, PerSample, Sampled, Scorer
 from coreset_ray.core.rule import Rule
+from coreset_ray.core.whole_set import WholeSet
 from coreset_ray.strict import validate
 
-_SHAPES = (PerSample, Sampled, Rule, Greedy)
+_SHAPES = (PerSample, Sampled, Rule, Greedy, WholeSet)
+Selector = Rule | Greedy | WholeSet
 
 
 @cache
@@ -24,9 +26,9 @@ def methods() -> MappingProxyType[str, type[Scorer]]:
 
 
 @cache
-def selector_classes() -> MappingProxyType[str, type[Rule] | type[Greedy]]:
-    """Every method that selects, by name: rules over scores, and greedy ones."""
-    return _found_in(selectors, (Rule, Greedy))
+def selector_classes() -> MappingProxyType[str, type[Selector]]:
+    """Every method that selects, by name: rules over scores, and those that need none."""
+    return _found_in(selectors, (Rule, Greedy, WholeSet))
 
 
 def _found_in(folder: Any, kind: Any) -> MappingProxyType[str, Any]:
@@ -57,7 +59,7 @@ def build(name: str, params: dict[str, Any], where: str = "") -> Scorer:
     return validate(method_class(name), params, where)
 
 
-def build_selector(name: str, params: dict[str, Any], where: str = "") -> Rule | Greedy:
+def build_selector(name: str, params: dict[str, Any], where: str = "") -> Selector:
     """The selector with these settings, as `build`."""
     return validate(_named(name, selector_classes(), "selector"), params, where)
 

@@ -16,9 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from coreset_ray import catalog
 from coreset_ray.clustering.deep import HeadSettings
-from coreset_ray.core.greedy import Greedy
 from coreset_ray.core.method import Sampled, Scorer
 from coreset_ray.core.rule import Rule
+from coreset_ray.core.whole_set import WholeSet
 from coreset_ray.models.mlp import MlpRecipe
 from coreset_ray.models.recipe import Recipe
 from coreset_ray.models.spec import EncoderSpec
@@ -207,15 +207,21 @@ class SelectConfig(Section):
     """budget: an integer is a count, a fraction (0.01) a share of the pool. method, params: the
     selector and its settings, see `coreset-ray methods`; by default what goes with the scores.
     Where a selector says so, a setting may be `auto`. balance: as many of each cluster, or of each
-    pseudo-label."""
+    pseudo-label. For methods that select by themselves: keep, the manifest (manifest.parquet) of
+    images that are chosen already, which shape the choice and are not chosen again; target, shards
+    of images that the choice should resemble; partitions: first chosen from each of so many parts
+    of the pool, then among those, where all rows do not fit in one process."""
 
     budget: Budget
     method: str | None = None
     params: dict[str, Any] = {}
     balance: Literal["clusters", "pseudo_labels"] | None = None
     search: SearchConfig = SearchConfig()
+    keep: str | None = None
+    target: PoolConfig | None = None
+    partitions: Positive = 1
 
-    def build(self, name: str, params: dict[str, Any]) -> Rule | Greedy:
+    def build(self, name: str, params: dict[str, Any]) -> catalog.Selector:
         return catalog.build_selector(name, params, "select.params")
 
 
@@ -304,14 +310,12 @@ class Config(Section):
     def _selector_exists(self) -> "Config":
         name, params, searched = self.selector()
         rule = self.select.build(name, params)
-        if isinstance(rule, Greedy):
-            if self.select.balance is not None:
-                raise ValueError(f"select.balance: method {name!r} has no groups; leave it out")
-            for key in _changed(self.score, ("method", "params", "until", "columns")):
-                raise ValueError(
-                    f"score.{key}: select.method {name!r} reads no scores; leave it out"
-                )
-        elif searched is not None and searched != rule.searched:
+        if not isinstance(rule, Rule):
+            _check_alone(self, name, rule)
+            return self
+        for key in _changed(self.select, ("keep", "target", "partitions")):
+            raise ValueError(f"select.{key}: method {name!r} keeps what scores say; leave it out")
+        if searched is not None and searched != rule.searched:
             raise ValueError(f"select.params.{searched}: expected a value, got 'auto'")
         elif searched is None and self.select.search != SearchConfig():
             raise ValueError("select.search: no setting of select.params is auto; leave it out")
@@ -329,9 +333,9 @@ class Config(Section):
     @property
     def scores(self) -> bool:
         """Whether the selector reads scores."""
-        return not issubclass(catalog.selector_classes()[self.selector()[0]], Greedy)
+        return issubclass(catalog.selector_classes()[self.selector()[0]], Rule)
 
-    def rule(self, found: Any = None) -> Rule | Greedy:
+    def rule(self, found: Any = None) -> catalog.Selector:
         """The selector; found: the value of the setting that was searched."""
         name, params, searched = self.selector()
         return self.select.build(name, params | ({searched: found} if searched else {}))
@@ -342,7 +346,7 @@ class Config(Section):
 
     def baseline(self, seed: int) -> "Config":
         """A copy that chooses as many images at random."""
-        select = self.select.model_copy(update={"method": None, "params": {}, "balance": None})
+        select = self.select.model_copy(update=_RANDOMLY)
         score = self.score.model_copy(update={"method": "random", "params": {}, "seed": seed})
         return self.model_copy(update={"score": score, "select": select})
 
@@ -350,16 +354,40 @@ class Config(Section):
     def label(self) -> str:
         """What a table calls this way of selecting."""
         name = self.selector()[0]
-        if not self.scores:
-            return name
-        own = type(self.score.build()).selector[0]
-        chain = [self.score.method, *([name] if name != own else [])]
+        chain = [name]
+        if self.scores:
+            own = type(self.score.build()).selector[0]
+            chain = [self.score.method, *([name] if name != own else [])]
         return " + ".join([*chain, *(["balanced"] if self.select.balance else [])])
 
     def replace(self, section: str, **changes: Any) -> "Config":
         """A copy with keys of one section changed."""
         part = getattr(self, section).model_copy(update=changes)
         return self.model_copy(update={section: part})
+
+
+_RANDOMLY = {
+    **{"method": None, "params": {}, "balance": None},
+    **{"keep": None, "target": None, "partitions": 1},
+}
+
+
+def _check_alone(config: Config, name: str, method: catalog.Selector) -> None:
+    """`ValueError` for a setting that a method which selects by itself would not read."""
+    for key in _changed(config.score, ("method", "params", "until", "columns")):
+        raise ValueError(f"score.{key}: select.method {name!r} reads no scores; leave it out")
+    if (searched := config.selector()[2]) is not None:
+        raise ValueError(f"select.params.{searched}: expected a value, got 'auto'")
+    if config.select.search != SearchConfig():
+        raise ValueError(f"select.search: method {name!r} has nothing to search; leave it out")
+    whole = isinstance(method, WholeSet)
+    if config.select.partitions != 1 and not whole:
+        raise ValueError(f"select.partitions: method {name!r} lies in blocks anyway; leave it out")
+    if (config.select.target is not None) != (whole and method.targeted):
+        raise ValueError(
+            f"select.target: method {name!r} "
+            + ("takes none; leave it out" if config.select.target else "asks for one; name shards")
+        )
 
 
 def load(path: str | Path, overrides: list[str] | None = None) -> Config:
@@ -407,6 +435,7 @@ def _spelled_out(data: dict[str, Any]) -> dict[str, Any]:
     for *sections, key in (
         ["pool", "shards"],
         ["evaluate", "test", "shards"],
+        ["select", "target", "shards"],
         ["embed", "encoders"],
     ):
         node: Any = data

@@ -3,21 +3,24 @@
 import logging
 from typing import Any
 
+import numpy as np
+
 from coreset_ray.config import Config, fingerprint, plain
-from coreset_ray.core.greedy import Greedy
 from coreset_ray.core.rule import Rule
 from coreset_ray.core.selection import resolve_budget
 from coreset_ray.core.stability import expected_overlap
+from coreset_ray.distributed.alone import Start, choose_alone
 from coreset_ray.distributed.blocks import PoolFiles
 from coreset_ray.distributed.choose import Ranking, Scored, choose_kept
-from coreset_ray.distributed.greedy import choose_greedily
-from coreset_ray.distributed.session import cluster, session
-from coreset_ray.io.filesystem import Location
+from coreset_ray.distributed.session import session
+from coreset_ray.io.filesystem import Location, locate
+from coreset_ray.io.tables import matrix, read_table
 from coreset_ray.io.workspace import Stage, Workspace
 from coreset_ray.version import __version__
 from coreset_ray.versions import versions
 from pipelines import score, search
-from pipelines.inputs import NotReady, filled, key_of, pool_table
+from pipelines.embed import embed
+from pipelines.inputs import NotReady, Table, filled, key_of, pool_table
 from pipelines.signals import GROUPS, signal_folders, signal_stages
 from pipelines.signals import finished as signal
 
@@ -45,6 +48,7 @@ def stage_of(config: Config) -> tuple[Stage, dict[str, Any]]:
             "snapshot": key_of(snapshot),
         }
         inputs, content = {"signals": signal_stages(config, needs)}, [key_of(snapshot)]
+        inputs |= _start_told(config)
     k = resolve_budget(config.select.budget, record["rows"])
     if k == 0:
         raise ValueError(
@@ -55,6 +59,7 @@ def stage_of(config: Config) -> tuple[Stage, dict[str, Any]]:
     content.append(k)
     if told["method"] != "top" or told["balance"]:
         content += [told, inputs.get("signals"), config.score.seed]
+        content += [inputs[name] for name in ("keep", "target", "partitions") if name in inputs]
     stage = Workspace(config.workspace).stage("selections", config.name, fingerprint(content))
     return stage, record | {"kept": k, "inputs": inputs, "select": told}
 
@@ -81,6 +86,8 @@ def run(config: Config) -> dict[str, Any]:
     """Writes manifest.parquet and selection.json; returns the stage's record."""
     if config.selector()[2]:
         search.run(config)
+    if config.select.target is not None:
+        embed(config, _target(config))
     stage, record = stage_of(config)
     if (done := stage.done()) is not None:
         _log.info("select: nothing to do, %s is finished", stage.folder.uri)
@@ -88,16 +95,10 @@ def run(config: Config) -> dict[str, Any]:
     manifest, workspace = stage.folder / "manifest.parquet", Workspace(config.workspace)
     selector = config.select.build(record["select"]["method"], record["select"]["params"])
     with session(config.compute.address):
-        if isinstance(selector, Greedy):
-            files = PoolFiles(
-                pool_table(config).stage.folder.uri, signal_folders(config, selector.needs)
-            )
-            choose_greedily(
-                *(selector, config.score.seed, files, record["parts"], record["kept"], manifest),
-                actors=max(1, int(cluster().cpus)),
-            )
-        else:
+        if isinstance(selector, Rule):
             choose_by_rule(config.score.build(), selector, record, workspace, manifest)
+        else:
+            _choose_alone(config, selector, record, manifest)
     selection: dict[str, Any] = {
         "name": config.name,
         "manifest": "manifest.parquet",
@@ -136,6 +137,56 @@ def choose_by_rule(
         parts.append(Scored(place.uri, group))
     ranking = Ranking(method, rule, record["seed"], balance["groups"] if balance else 1)
     choose_kept(ranking, parts, (record["lowest"], record["highest"]), record["kept"], manifest)
+
+
+def _choose_alone(config: Config, method: Any, record: dict[str, Any], manifest: Location) -> None:
+    """Writes the manifest of a method that selects by itself. record: as in `stage_of`."""
+    balance, needs = record["select"]["balance"], [*method.needs]
+    group = f"{balance['signal']}.{balance['column']}" if balance else None
+    folders = signal_folders(config, needs + ([group] if group else []))
+    target = None
+    if config.select.target is not None:
+        table = _target(config)
+        parts = [table.parts.part(part) for part in filled(table.snapshot())]
+        target = np.concatenate([matrix(read_table(p, ["embedding"])["embedding"]) for p in parts])
+    choose_alone(
+        *(method, config.score.seed, PoolFiles(pool_table(config).stage.folder.uri, folders)),
+        *(record["parts"], record["kept"], manifest),
+        group=group,
+        groups=balance["groups"] if balance else 1,
+        start=Start(_kept(config), target),
+        partitions=config.select.partitions,
+    )
+
+
+def _target(config: Config) -> Table:
+    """The embedding table of the target set."""
+    assert config.select.target is not None, "the caller checked"
+    return Table(config, config.select.target, "target_embeddings")
+
+
+def _kept(config: Config) -> tuple[str, ...]:
+    """The images that are chosen already, in their order."""
+    if config.select.keep is None:
+        return ()
+    place = locate(config.select.keep)
+    if not place.exists():
+        raise ValueError(
+            f"select.keep={config.select.keep!r} does not exist: give a manifest.parquet"
+        )
+    return tuple(read_table(place, ["uid"])["uid"].to_pylist())
+
+
+def _start_told(config: Config) -> dict[str, Any]:
+    """What else the choice starts from, where anything is given."""
+    told: dict[str, Any] = {}
+    if config.select.keep is not None:
+        told["keep"] = fingerprint(list(_kept(config)))
+    if config.select.target is not None:
+        told["target"] = key_of(_target(config).snapshot())
+    if config.select.partitions != 1:
+        told["partitions"] = config.select.partitions
+    return told
 
 
 def finished(config: Config) -> tuple[Stage, dict[str, Any]]:

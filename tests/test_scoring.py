@@ -6,17 +6,20 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from pools import digits_pool, table_of, write_config, write_signals
 
 from coreset_ray import catalog
 from coreset_ray.config import load
-from coreset_ray.core.greedy import greedy_rows
+from coreset_ray.core.alone import select_alone
 from coreset_ray.core.method import Sampled
 from coreset_ray.core.pool import Pool
-from coreset_ray.core.rule import choose_rows
+from coreset_ray.core.rule import Rule, choose_rows
 from coreset_ray.core.run import score_columns, select_rows
+from coreset_ray.core.whole_set import WholeSet
+from coreset_ray.distributed import alone
 from coreset_ray.io.layout import open_values, write_values
 from coreset_ray.io.tables import matrix, uid_words
 from pipelines import embed, score, select_coreset, signals
@@ -105,16 +108,39 @@ def manifest_of(config) -> list[str]:
     return pq.read_table(f"{folder.path}/manifest.parquet")["uid"].to_pylist()
 
 
-@pytest.mark.parametrize("cpus", [1, 3])
-def test_greedy_selectors_choose_as_in_one_process(embedded, monkeypatch, cpus):
-    """Without a score being made, on blocks of any number."""
-    monkeypatch.setattr(select_coreset, "cluster", lambda: SimpleNamespace(cpus=cpus))
-    words = ["score={}", "select.method=d2", "select.params.neighbors=4", f"name=d2-{cpus}"]
-    config = load(embedded, ["signals.classes=4", *words])
+ALONE = [n for n, c in catalog.selector_classes().items() if not issubclass(c, Rule)]
+
+
+@pytest.mark.parametrize("method", ALONE)
+def test_methods_that_select_alone_choose_as_in_one_process(
+    embedded, monkeypatch, tmp_path, method
+):
+    """Whole, beside images kept already and in groups; without a score being made."""
+    real = alone.cluster
+    words = ["score={}", f"select.method={method}", "signals.classes=4"]
+    kind = catalog.selector_classes()[method]
+    targeted = issubclass(kind, WholeSet) and kind.targeted
+    if targeted:
+        words.append(f"select.target.shards={load(embedded).pool.shards[0]}/00000.tar")
+    config = load(embedded, words)
     pool = write_signals(config)
-    kept = greedy_rows(config.rule(), pool, 24, 0)
-    assert manifest_of(config) == [f"{hi:016x}{lo:016x}" for hi, lo in pool.uid[kept.rows]]
-    assert config.label == "d2"
+    uid = np.array([f"{hi:016x}{lo:016x}" for hi, lo in pool.uid])
+    more = {"target": pool["embedding"][:40]} if targeted else {}
+    for nodes, balance, partitions in ((1, None, 1), (3, "clusters", 1), (2, None, 3)):
+        told = SimpleNamespace(cpus=nodes, nodes=real().nodes)
+        monkeypatch.setattr(alone, "cluster", lambda told=told: told)
+        if partitions > 1 and not issubclass(kind, WholeSet):
+            continue
+        keep = tmp_path / f"{nodes}.parquet"
+        kept = np.array([110, 3, 60][: 3 * (nodes > 1)], np.int64)
+        pq.write_table(pa.table({"uid": pa.array(uid[kept], pa.string())}), keep)
+        asked = {"balance": balance, "keep": str(keep), "partitions": partitions}
+        found = manifest_of(config.replace("select", **asked))
+        group = pool["clusters.cluster"] if balance else None
+        given = {"group": group, "kept": kept, "partitions": partitions, **more}
+        rows = select_alone(config.rule(), pool, 24, 0, **given).rows
+        assert found == uid[rows].tolist()
+    assert config.label == method
 
 
 @pytest.mark.parametrize("balance", ["clusters", "pseudo_labels"])

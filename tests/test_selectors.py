@@ -5,12 +5,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from signal_columns import pool_with_signals, rearranged
+from signal_columns import pool_with_signals
 
 import coreset_ray
 from coreset_ray import catalog
-from coreset_ray.core.greedy import Greedy, greedy_rows
-from coreset_ray.core.pool import Pool, uid_order
+from coreset_ray.core.alone import select_alone
+from coreset_ray.core.pool import Pool
 from coreset_ray.core.rule import Rule, choose_rows, shares
 from coreset_ray.selectors.ccs import CCS
 from coreset_ray.selectors.d2 import D2
@@ -20,10 +20,8 @@ from coreset_ray.selectors.moderate import Moderate
 N = 90
 CLASSES = catalog.selector_classes()
 RULES = [n for n, c in CLASSES.items() if issubclass(c, Rule)]
-GREEDY = [n for n, c in CLASSES.items() if issubclass(c, Greedy)]
 BETAS = {n: [0.0, 0.29] if CLASSES[n].searched == "beta" else [None] for n in RULES}  # type: ignore[union-attr]
 every_rule = pytest.mark.parametrize(("name", "beta"), [(n, b) for n in RULES for b in BETAS[n]])
-every_greedy = pytest.mark.parametrize("name", GREEDY)
 
 
 def pool(n: int = N, seed: int = 0) -> Pool:
@@ -176,44 +174,6 @@ def test_moderate_keeps_the_middle() -> None:
         assert set(rows.tolist()) == set(np.argsort(apart)[:12].tolist())
 
 
-@every_greedy
-@pytest.mark.parametrize("cuts", [(), (30,), (1, 7, 7, 60, 89)])
-def test_greedy_methods_choose_alike_in_any_blocks(name: str, cuts: tuple[int, ...]) -> None:
-    method, of = catalog.build_selector(name, {}), pool()
-    assert isinstance(method, Greedy)
-    whole = greedy_rows(method, of, 40, 0)
-    blocks = greedy_rows(method, of, 40, 0, cuts)
-    np.testing.assert_array_equal(blocks.rows, whole.rows)
-    np.testing.assert_array_equal(blocks.gains, whole.gains)
-    np.testing.assert_array_equal(greedy_rows(method, of, 15, 0).rows, whole.rows[:15])
-    assert len(set(whole.rows.tolist())) == 40 and np.isfinite(whole.gains).all()
-
-
-@every_greedy
-def test_greedy_methods_do_not_mind_the_order_of_rows(name: str) -> None:
-    method, of = catalog.build_selector(name, {}), pool()
-    assert isinstance(method, Greedy)
-    for order in (uid_order(of.uid), np.random.default_rng(1).permutation(N)):
-        moved = greedy_rows(method, rearranged(of, order), N, 0)
-        np.testing.assert_array_equal(order[moved.rows], greedy_rows(method, of, N, 0).rows)
-
-
-@every_greedy
-def test_greedy_methods_on_odd_pools(name: str) -> None:
-    method = catalog.build_selector(name, {})
-    assert isinstance(method, Greedy)
-    rng = np.random.default_rng(0)
-    for z in (np.ones((N, 4)), np.zeros((N, 4)), rng.normal(size=(N, 4))[np.arange(N) % 3]):
-        of = pool_with_signals(z.astype(np.float32), pool().uid)
-        before = {name: column.copy() for name, column in of.columns.items()}
-        kept = greedy_rows(method, of, N, 0)
-        assert sorted(kept.rows.tolist()) == list(range(N)) and np.isfinite(kept.gains).all()
-        for column, copy in before.items():
-            np.testing.assert_array_equal(of.columns[column], copy)
-    for n in (1, 2, 3):
-        assert len(greedy_rows(method, pool(n), n, 0)) == n
-
-
 def test_d2_passes_messages_forward_and_back() -> None:
     of, method = pool(), D2(neighbors=3, forward=0.7, reverse=0.4)
     neighbor, similarity = of["knn.neighbor"][:, :3], of["knn.similarity"][:, :3]
@@ -225,7 +185,7 @@ def test_d2_passes_messages_forward_and_back() -> None:
         chosen.append(best)
         for j, d in zip(neighbor[best], square[best], strict=True):
             score[j] -= np.exp(-0.4 * d) * score[best] if j != best else 0
-    assert greedy_rows(method, of, 50, 0).rows.tolist() == chosen
+    assert select_alone(method, of, 50, 0).rows.tolist() == chosen
 
 
 def test_d2_thins_out_duplicates() -> None:
@@ -234,7 +194,7 @@ def test_d2_thins_out_duplicates() -> None:
     near = rng.normal(size=9) + 0.01 * rng.normal(size=(30, 9))
     z = np.concatenate([rng.normal(size=(60, 9)), near])
     of = pool_with_signals(z.astype(np.float32), pool().uid)
-    kept, alone = (greedy_rows(D2(reverse=r), of, 30, 0).rows for r in (1.0, 1e9))
+    kept, alone = (select_alone(D2(reverse=r), of, 30, 0).rows for r in (1.0, 1e9))
     assert (alone >= 60).sum() == 30 and (kept >= 60).sum() < 15
 
 
@@ -248,11 +208,12 @@ def test_the_notebook_interface_takes_selectors() -> None:
     expected = choose_rows(Moderate(), of["clusters.distance"].astype(float), of.uid, 21, 0, group)
     np.testing.assert_array_equal(kept.rows, expected)
     kept = coreset_ray.select(z, 9, method="d2", uid=of.uid, signals=given, neighbors=4)
-    np.testing.assert_array_equal(kept.rows, greedy_rows(D2(neighbors=4), of, 9, 0).rows)
+    np.testing.assert_array_equal(kept.rows, select_alone(D2(neighbors=4), of, 9, 0).rows)
     for wrong, message in (
         ({"selector": "topp"}, "selector 'topp' does not exist: did you mean 'top'"),
         ({"selector": "d2"}, "selects by itself"),
         ({"method": "d2", "selector": "ccs"}, "selects by itself"),
+        ({"method": "d2", "settings": {"beta": 0}}, "selects by itself"),
         ({"selector": "ccs", "settings": {"strata": 0}}, "strata=0"),
         ({"selector": "ccs", "settings": {"betta": 0}}, "settings.betta: unknown key; did you"),
         ({"group": np.zeros(3, int)}, r"group has shape \(3,\)"),

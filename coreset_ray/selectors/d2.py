@@ -5,20 +5,12 @@ from typing import ClassVar
 
 import numpy as np
 
-from coreset_ray.core.greedy import Greedy, Offer
+from coreset_ray.core.greedy import Greedy, Picked
 from coreset_ray.core.pool import Pool
 
 
-@dataclass
-class _Graph:
-    """score: (rows,) of a block whose first row has number `first` in the pool."""
-
-    score: np.ndarray
-    first: int
-
-
 @dataclass(frozen=True)
-class D2(Greedy[_Graph]):
+class D2(Greedy):
     """Message passing on the graph of nearest neighbours, without labels.
 
     Equation: forward s_i = 1 + Σ_{j ∈ N(i)} e^{-forward · d_ij²}; then, again and again, keep the
@@ -45,21 +37,21 @@ class D2(Greedy[_Graph]):
             if not 0 <= getattr(self, name) < np.inf:
                 raise ValueError(f"{name}={getattr(self, name)}: expected a number from 0 up")
 
-    def start(self, block: Pool, first: int, seed: int) -> _Graph:
+    def start(self, block: Pool, seed: int, total: np.ndarray, count: int) -> np.ndarray:
         messages = np.exp(-self.forward * self._square(block["knn.similarity"]))
         score = np.ones(len(block))
         for message in messages.T:  # in the order of neighbours, whatever the block
             score += message
-        return _Graph(score, first)
+        return score
 
-    def gain(self, state: _Graph) -> np.ndarray:
-        return state.score
-
-    def take(self, state: _Graph, chosen: Offer) -> None:
-        place = chosen.columns["knn.neighbor"][: self.neighbors] - state.first
-        here = (place >= 0) & (place < len(state.score))
-        weight = np.exp(-self.reverse * self._square(chosen.columns["knn.similarity"]))
-        state.score[place[here]] -= weight[here] * chosen.gain
+    def take(self, gain: np.ndarray, block: Pool, number: np.ndarray, chosen: Picked) -> None:
+        neighbor = chosen.rows["knn.neighbor"][:, : self.neighbors]
+        weight = np.exp(-self.reverse * self._square(chosen.rows["knn.similarity"]))
+        place = np.searchsorted(number, neighbor).clip(max=len(number) - 1)
+        here = number[place] == neighbor
+        for row in range(len(neighbor)):  # one after another: subtractions do not commute
+            own = here[row]
+            gain[place[row, own]] -= weight[row, own] * chosen.gain[row]
 
     def _square(self, similarity: np.ndarray) -> np.ndarray:
         """Squared distances, float64, to the neighbours that count."""

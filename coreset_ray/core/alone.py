@@ -1,0 +1,99 @@
+"""Runs a method that selects by itself, without scores: over the whole pool or in each group."""
+
+import numpy as np
+
+from coreset_ray.core.greedy import Greedy, greedy_rows
+from coreset_ray.core.pool import Pool
+from coreset_ray.core.random import check_seed
+from coreset_ray.core.rule import shares
+from coreset_ray.core.selection import Selection, resolve_budget
+from coreset_ray.core.whole_set import Choice, Given, WholeSet, choose_whole
+
+Alone = Greedy | WholeSet
+
+
+def select_alone(
+    method: Alone,
+    pool: Pool,
+    budget: int | float,
+    seed: int,
+    *,
+    group: np.ndarray | None = None,
+    kept: np.ndarray | None = None,
+    target: np.ndarray | None = None,
+    partitions: int = 1,
+) -> Selection:
+    """The rows a method keeps, in the order of choosing, in this process.
+
+    group: (n,) integers from 0, of rows that are to be represented alike; kept: rows that are
+    chosen already, in their order: they shape the choice, count in no budget and are not chosen
+    again; target: (t, m), images that the choice should resemble; partitions: of a method that
+    needs all rows, see `choose_whole`.
+    """
+    check_seed(seed)
+    before = check_kept(kept, len(pool))
+    check_target(method, target, pool)
+    k = resolve_budget(budget, len(pool))
+    check_room(k, len(pool) - len(before), len(before))
+    groups = np.zeros(len(pool), np.int64) if group is None else np.asarray(group)
+    taken = np.isin(np.arange(len(pool)), before)
+    found = []
+    for g, share in enumerate(shares(k, np.bincount(groups[~taken]))):
+        number, own = np.flatnonzero(groups == g), before[groups[before] == g]
+        if not share:
+            continue
+        if isinstance(method, Greedy):
+            picked = greedy_rows(method, pool, number, int(share), seed, kept=own)
+            ones = np.ones(len(picked.number))
+            found.append(Choice(picked.number, picked.gain, ones))
+        else:
+            given = Given(own, target)
+            found.append(choose_whole(method, pool, number, int(share), seed, given, partitions))
+    return in_turns(found)
+
+
+def in_turns(found: list[Choice]) -> Selection:
+    """Each group's first, then each one's second, and so on."""
+    turn = np.concatenate([np.empty(0, int), *(np.arange(len(f.rows)) for f in found)])
+    order = np.argsort(turn, kind="stable")
+    rows = np.concatenate([np.empty(0, np.int64), *(f.rows for f in found)])
+    gains = np.concatenate([np.empty(0), *(f.gains for f in found)])
+    weights = np.concatenate([np.empty(0), *(f.weights for f in found)])
+    return Selection(rows[order], gains[order], weights[order])
+
+
+def check_kept(kept: np.ndarray | None, n: int) -> np.ndarray:
+    """(w,) int64; `ValueError` unless distinct rows of the pool."""
+    rows = np.asarray([] if kept is None else kept)
+    if rows.ndim != 1 or (len(rows) and not np.issubdtype(rows.dtype, np.integer)):
+        raise ValueError(
+            f"kept has shape {rows.shape} and dtype {rows.dtype}: expected row numbers"
+        )
+    rows = rows.astype(np.int64)
+    if len(rows) and (rows.min() < 0 or rows.max() >= n or len(set(rows.tolist())) < len(rows)):
+        raise ValueError(f"kept names a row twice, or one that is not from 0 to {n - 1}")
+    return rows
+
+
+def check_room(k: int, left: int, kept: int) -> None:
+    """`ValueError` where more are asked for than are left beside those kept already."""
+    if k > left:
+        raise ValueError(f"budget of {k}: only {left} images are left beside {kept} kept already")
+
+
+def check_target(method: Alone, target: np.ndarray | None, pool: Pool) -> None:
+    """`ValueError` unless a target set is there where it is asked for, as wide as the pool."""
+    asked = isinstance(method, WholeSet) and method.targeted
+    if asked and (target is None or len(target) == 0):
+        raise ValueError(
+            "this method asks for a target set, images that the choice should resemble"
+        )
+    if target is None:
+        return
+    if not asked:
+        raise ValueError("this method takes no target set: leave it out")
+    width = pool["embedding"].shape[1]
+    if target.ndim != 2 or target.shape[1] != width:
+        raise ValueError(
+            f"the target set has shape {target.shape}: expected (t, {width}), as wide as the pool"
+        )

@@ -1,0 +1,116 @@
+"""Methods that choose with all rows at hand; large pools are cut into partitions first."""
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from coreset_ray.core.method import Method
+from coreset_ray.core.pool import Pool, uid_order
+from coreset_ray.core.random import uid_uniform
+
+_NEIGHBOR = "knn.neighbor"
+_PARTITION = 11  # the use of random numbers
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a choice starts from. kept: (w,) int64, rows of the pool that are chosen already, none
+    of which is chosen again; target: (t, m), embeddings of images that the choice should resemble,
+    or None."""
+
+    kept: np.ndarray
+    target: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """rows: (k,) int64, best first; gains, weights: (k,) float64."""
+
+    rows: np.ndarray
+    gains: np.ndarray
+    weights: np.ndarray
+
+
+class WholeSet(Method):
+    """Chooses k rows of those at hand.
+
+    nested: a smaller budget's choice is the beginning of a larger one's. continues: what is chosen
+    beside rows kept is what would have followed them. targeted: it asks for a target set.
+    """
+
+    nested: ClassVar[bool] = True
+    continues: ClassVar[bool] = False
+    targeted: ClassVar[bool] = False
+
+    @abstractmethod
+    def choose(self, pool: Pool, k: int, seed: int, given: Given) -> Choice:
+        """k rows, none of them kept already. pool: in ascending order of uid, with the columns
+        needed; `knn.neighbor` counts its rows, -1 where a neighbour is none of them."""
+
+
+def choose_whole(
+    method: WholeSet,
+    pool: Pool,
+    number: np.ndarray,
+    k: int,
+    seed: int,
+    given: Given,
+    partitions: int = 1,
+) -> Choice:
+    """The k of these rows that the method keeps, as numbers of the pool.
+
+    number: (n,) the rows that take part; given.kept: numbers of rows, of those that take part.
+    partitions: with more than one, each of so many parts of the rows chooses k by itself, and the
+    method then chooses among what they chose (two rounds, as GreeDi: Mirzasoleiman et al., 2013).
+    """
+    view = pool.restrict(method.needs)
+    rounds = parts_of(pool.uid, number, given.kept, partitions)
+
+    def of(rows: np.ndarray, k: int) -> Choice:
+        return choose_among(method, view, rows, k, seed, given)
+
+    return two_rounds(of, rounds, given.kept, k)
+
+
+def two_rounds(
+    choose: Callable[[np.ndarray, int], Choice],
+    parts: Sequence[np.ndarray],
+    kept: np.ndarray,
+    k: int,
+) -> Choice:
+    """What `choose` takes of all that it took of each part."""
+    if len(parts) == 1:
+        return choose(parts[0], k)
+    free = [len(part) - int(np.isin(part, kept).sum()) for part in parts]
+    first = [choose(part, min(k, f)).rows for part, f in zip(parts, free, strict=True)]
+    return choose(np.unique(np.concatenate([kept, *first])), k)
+
+
+def parts_of(
+    uid: np.ndarray, number: np.ndarray, kept: np.ndarray, partitions: int
+) -> list[np.ndarray]:
+    """The rows in as many parts, each row in one by its uid alone; those kept are in every part."""
+    if partitions == 1:
+        return [number]
+    where = (uid_uniform(0, uid[number], _PARTITION) * partitions).astype(int)
+    return [np.union1d(number[where == i], kept) for i in range(partitions)]
+
+
+def choose_among(
+    method: WholeSet, pool: Pool, number: np.ndarray, k: int, seed: int, given: Given
+) -> Choice:
+    """What the method keeps of these rows of the pool: numbers in, numbers out."""
+    number = number[uid_order(pool.uid[number])]
+    place = np.full(len(pool), -1, np.int64)
+    place[number] = np.arange(len(number))
+    view = pool.take(number)
+    if _NEIGHBOR in view.columns:
+        columns = {**view.columns, _NEIGHBOR: place[view.columns[_NEIGHBOR]]}
+        view = Pool(view.uid, columns)
+    kept = place[given.kept]
+    found = method.choose(view, k, seed, Given(kept, given.target))
+    assert len(found.rows) == k and not np.isin(found.rows, kept).any(), f"{method} broke its word"
+    return Choice(number[found.rows], found.gains, found.weights)

@@ -1,0 +1,259 @@
+"""What every method that selects by itself promises. Methods are found by looking."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+from signal_columns import pool_with_signals, rearranged
+
+import coreset_ray
+from coreset_ray import catalog
+from coreset_ray.core.alone import Alone, select_alone
+from coreset_ray.core.greedy import Greedy, Picked, greedy_rows
+from coreset_ray.core.pool import Pool, uid_order
+from coreset_ray.core.rule import Rule, shares
+from coreset_ray.core.whole_set import WholeSet
+
+N = 90
+ALONE = [n for n, c in catalog.selector_classes().items() if not issubclass(c, Rule)]
+GREEDY = [n for n in ALONE if issubclass(catalog.selector_classes()[n], Greedy)]
+WHOLE = [n for n in ALONE if n not in GREEDY]
+every = pytest.mark.parametrize("name", ALONE)
+every_greedy = pytest.mark.parametrize("name", GREEDY)
+
+
+def pool(n: int = N, seed: int = 0) -> Pool:
+    rng = np.random.default_rng(seed)
+    uid = rng.integers(0, 2**64, (n, 2), np.uint64)
+    return pool_with_signals(rng.normal(size=(n, 9)).astype(np.float32), uid, seed)
+
+
+def build(name: str) -> Any:
+    return catalog.build_selector(name, {})
+
+
+def select(
+    method: Alone, of: Pool, budget: int | float, seed: int = 0, **more: Any
+) -> coreset_ray.Selection:
+    """With a target set for those that ask for one."""
+    if isinstance(method, WholeSet) and method.targeted:
+        more["target"] = of["embedding"][uid_order(of.uid)[:7]] + np.float32(0.1)
+    return select_alone(method, of, budget, seed, **more)
+
+
+def check(kept: coreset_ray.Selection, n: int, k: int) -> None:
+    assert len(kept) == k == len(set(kept.rows.tolist()))
+    assert all(0 <= row < n for row in kept.rows)
+    for column in (kept.gains, kept.weights):
+        assert column.shape == (k,) and column.dtype == np.float64 and np.isfinite(column).all()
+    assert (kept.weights >= 0).all()
+
+
+@every
+@pytest.mark.parametrize("budget", [0, 1, 17, 90, 0.0, 0.3, 1.0])
+def test_keeps_k_distinct_rows(name: str, budget: int | float) -> None:
+    k = round(budget * N) if isinstance(budget, float) else budget
+    check(select(build(name), pool(), budget), N, k)
+
+
+@every
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_smallest_pools(name: str, n: int) -> None:
+    for k in range(n + 1):
+        check(select(build(name), pool(n), k), n, k)
+
+
+@every
+def test_same_seed_same_answer_and_another_seed_another(name: str) -> None:
+    method = build(name)
+    first, again, other = (select(method, pool(), 20, seed) for seed in (3, 3, 5))
+    np.testing.assert_array_equal(first.rows, again.rows)
+    np.testing.assert_array_equal(first.gains, again.gains)
+    np.testing.assert_array_equal(first.weights, again.weights)
+    assert (first.rows.tolist() != other.rows.tolist()) == method.seeded
+
+
+@every
+def test_order_of_the_rows_does_not_matter(name: str) -> None:
+    method, of = build(name), pool()
+    whole = select(method, of, 40)
+    for order in (uid_order(of.uid), np.random.default_rng(1).permutation(N)):
+        moved = select(method, rearranged(of, order), 40)
+        np.testing.assert_array_equal(order[moved.rows], whole.rows)
+        np.testing.assert_array_equal(moved.gains, whole.gains)
+        np.testing.assert_array_equal(moved.weights, whole.weights)
+
+
+@every
+def test_a_smaller_budget_is_a_prefix_where_nested(name: str) -> None:
+    method = build(name)
+    if isinstance(method, WholeSet) and not method.nested:
+        pytest.skip("chooses anew for each budget")
+    whole = select(method, pool(), N)
+    for k in (0, 1, 13, 89):
+        np.testing.assert_array_equal(select(method, pool(), k).rows, whole.rows[:k])
+
+
+@every
+def test_rows_kept_already_shape_the_choice(name: str) -> None:
+    method, of = build(name), pool()
+    kept = np.array([5, 80, 33, 34])
+    for k in (0, 1, 30, N - 4):
+        found = select(method, of, k, kept=kept)
+        check(found, N, k)
+        assert not set(found.rows.tolist()) & set(kept.tolist())
+    whole = select(method, of, 40)
+    if isinstance(method, Greedy) or method.continues:
+        rest = select(method, of, 28, kept=whole.rows[:12])
+        np.testing.assert_array_equal(rest.rows, whole.rows[12:])
+    with pytest.raises(ValueError, match=r"budget of 87: only 86 images are left beside 4"):
+        select(method, of, 87, kept=kept)
+    for wrong in ([3, 3], [-1], [N], [[1]], [1.0]):
+        with pytest.raises(ValueError, match="kept"):
+            select(method, of, 5, kept=np.array(wrong))
+
+
+@every
+def test_groups_are_represented_alike(name: str) -> None:
+    group = np.where(np.arange(N) < 5, 0, np.where(np.arange(N) < 30, 3, 1))  # 2 is empty
+    for k in (0, 2, 20, N):
+        kept = select(build(name), pool(), k, group=group)
+        check(kept, N, k)
+        got = np.bincount(group[kept.rows], minlength=4)
+        assert got.tolist() == shares(k, np.bincount(group, minlength=4)).tolist()
+
+
+@every
+def test_inputs_stay_as_they_were(name: str) -> None:
+    of = pool()
+    arrays = [of.uid, *of.columns.values()]
+    before = [array.copy() for array in arrays]
+    for array in arrays:
+        array.flags.writeable = False
+    select(build(name), of, 20, kept=np.array([3]))
+    for array, copy in zip(arrays, before, strict=True):
+        np.testing.assert_array_equal(array, copy)
+
+
+class OnlyThese(Mapping[str, np.ndarray]):
+    """Columns of which a method may look only at those it needs."""
+
+    def __init__(self, columns: Mapping[str, np.ndarray], allowed: tuple[str, ...]) -> None:
+        self.columns, self.allowed = columns, allowed
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        assert name in self.allowed, f"looked at {name!r}, which is not in its needs"
+        return self.columns[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.allowed)
+
+    def __len__(self) -> int:
+        return len(self.allowed)
+
+
+@every
+def test_sees_only_what_it_needs(name: str) -> None:
+    method, of = build(name), pool()
+    label = {"label": np.zeros(N, np.int64)}
+    more = Pool(of.uid, OnlyThese({**of.columns, **label}, (*method.needs, "embedding")))
+    np.testing.assert_array_equal(select(method, more, 20).rows, select(method, of, 20).rows)
+    for column in method.needs:
+        without = {key: value for key, value in of.columns.items() if key != column}
+        if column == "embedding" and isinstance(method, WholeSet) and method.targeted:
+            continue
+        with pytest.raises(ValueError, match=f"needs the column '{column}'"):
+            select(method, Pool(of.uid, without), 20)
+
+
+@every
+def test_odd_pools_have_an_answer(name: str) -> None:
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=(N, 9))
+    for odd in (
+        np.ones((N, 4)),
+        np.zeros((N, 4)),
+        z[np.arange(N) % 3],
+        np.where(np.arange(N)[:, None] == 7, 1e30, z),
+        np.where(np.arange(N)[:, None] % 5 == 0, 0, z),
+        z * 1e-38,
+    ):
+        of = pool_with_signals(odd.astype(np.float32), pool().uid)
+        for k in (1, 40, N):
+            check(select(build(name), of, k), N, k)
+
+
+@every_greedy
+@pytest.mark.parametrize("cuts", [(), (30,), (1, 7, 7, 60, 89)])
+@pytest.mark.parametrize("offers", [1, 3, 64])
+def test_blocks_and_offers_do_not_matter(name: str, cuts: tuple[int, ...], offers: int) -> None:
+    method, of, number = build(name), pool(), np.arange(N)
+    kept = np.array([70, 3, 12, 44])
+    for given in (None, kept):
+        whole = greedy_rows(method, of, number, 60, 0, kept=given)
+        blocks = greedy_rows(method, of, number, 60, 0, kept=given, cuts=cuts, offers=offers)
+        np.testing.assert_array_equal(blocks.number, whole.number)
+        np.testing.assert_array_equal(blocks.gain, whole.gain)
+
+
+@every_greedy
+def test_gains_fall_where_they_are_said_to(name: str) -> None:
+    method = build(name)
+    if not method.falls:
+        pytest.skip("they may rise")
+    of = method.prepare(pool().restrict(method.needs))
+    gain = method.start(of, 0, method.survey(of), N)
+    for row in np.random.default_rng(0).permutation(N)[:40]:
+        if gain[row] < 0:
+            continue
+        before = gain.copy()
+        one = np.array([row])
+        method.take(gain, of, np.arange(N), Picked(one, gain[one], of.take(one)))
+        assert (gain <= before).all()
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_two_rounds_give_an_answer_that_no_order_moves(name: str) -> None:
+    method, of = build(name), pool()
+    kept = np.array([2, 50])
+    whole = select(method, of, 20, kept=kept, partitions=4)
+    check(whole, N, 20)
+    assert not set(whole.rows.tolist()) & set(kept.tolist())
+    order = np.random.default_rng(1).permutation(N)
+    place = np.argsort(order)
+    moved = select(method, rearranged(of, order), 20, kept=place[kept], partitions=4)
+    np.testing.assert_array_equal(order[moved.rows], whole.rows)
+    check(select(method, of, N - 2, kept=kept, partitions=40), N, N - 2)
+
+
+@every
+def test_the_notebook_interface_equals_the_runner(name: str) -> None:
+    of, method = pool(), build(name)
+    given = {column: of[column] for column in of.columns if column != "embedding"}
+    more: dict[str, Any] = {"kept": np.array([4, 9])}
+    if isinstance(method, WholeSet) and method.targeted:
+        more["target"] = of["embedding"][:3]
+    found = coreset_ray.select(of["embedding"], 9, method=name, uid=of.uid, signals=given, **more)
+    expected = select_alone(method, of, 9, 0, **more)
+    np.testing.assert_array_equal(found.rows, expected.rows)
+    with pytest.raises(ValueError, match="selects by itself"):
+        coreset_ray.select(of["embedding"], 9, method=name, signals=given, selector="ccs")
+
+
+@every
+def test_a_target_set_is_as_wide_as_the_pool_where_it_is_asked_for(name: str) -> None:
+    of, method = pool(), build(name)
+    if isinstance(method, WholeSet) and method.targeted:
+        for wrong in (None, np.empty((0, 9)), np.ones((3, 8)), np.ones(9)):
+            with pytest.raises(ValueError, match="target set"):
+                select_alone(method, of, 5, 0, target=wrong)
+    else:
+        with pytest.raises(ValueError, match="takes no target set: leave it out"):
+            select_alone(method, of, 5, 0, target=np.ones((3, 9)))
+
+
+def test_scores_take_nothing_that_is_kept() -> None:
+    for key, value in (("kept", np.array([1])), ("target", np.ones((2, 9))), ("partitions", 2)):
+        with pytest.raises(ValueError, match="leave out kept, target and partitions"):
+            coreset_ray.select(pool()["embedding"], 5, method="random", **{key: value})
