@@ -12,6 +12,7 @@ from coreset_ray.core.forecast import Encoding, PoolSize, Stage
 from coreset_ray.core.method import Sampled
 from coreset_ray.core.selection import resolve_budget
 from coreset_ray.distributed.calibrate import Calibration, free_bytes, free_here
+from coreset_ray.distributed.calibrate_arithmetic import multiply_rate
 from coreset_ray.distributed.calibrate_pool import Reading, probe_encoders, read_some
 from coreset_ray.distributed.choose import processes_for
 from coreset_ray.distributed.embed import plan_embedding
@@ -24,7 +25,7 @@ from coreset_ray.io.workspace import Workspace
 from coreset_ray.models.spec import absolute
 from pipelines import export, score, select_coreset
 from pipelines.inputs import NotReady, Table, filled, key_of, pool_table
-from pipelines.signals import needed_by
+from pipelines.plan_signals import check_choice, signal_stages, wanted_by
 
 _log = logging.getLogger(__name__)
 
@@ -59,6 +60,7 @@ def run(config: Config) -> dict[str, Any]:
         reading = read_some(table.shards)
         encoding = _encoding(config, table, state, on)
         pool = _pool(table, state, reading, encoding)
+        check_choice(asked, pool, on)
         layout = _layout(config, pool, state, on)
         _check_disk(config, pool, state, layout)
         _log.info("plan: measuring rows")
@@ -71,8 +73,11 @@ def run(config: Config) -> dict[str, Any]:
         if layout is not None and state.left and "score" not in state.finished:
             _log.info("plan: drawing")
             drawing = trials.draws(layout)
-    stages = _stages(config, pool, state, layout, on, reading, encoding, drawing, rows)
-    stages = _unplanned(asked, stages)
+        stages = _stages(config, pool, state, layout, on, reading, encoding, drawing, rows)
+        gpu = choose_device(config.compute.device) == "cuda"
+        rate = multiply_rate(on) if wanted_by(asked) and not gpu else None
+        stages = _chosen(asked, stages)
+        stages[1:1] = signal_stages(asked, pool, on, rate, rows, gpu)
     outcome = {
         "pool": asdict(pool),
         "cluster": {"nodes": [list(node) for node in on.nodes], "gpus": on.gpus},
@@ -255,17 +260,14 @@ def _stages(
     return [*stages, Stage("evaluate", 0, 0, None, told)]
 
 
-def _unplanned(config: Config, stages: list[Stage]) -> list[Stage]:
-    """With what a run would do beside, whose time is not foretold."""
-    needed, told = needed_by(config), {}
+def _chosen(config: Config, stages: list[Stage]) -> list[Stage]:
+    """As they are where a setting is searched, or nothing is scored: that time is not foretold."""
+    told = {}
     if not config.scores:
         told["score"] = Stage("score", 0, 0, 0.0, "no scores")
     if config.selector()[2] or not config.scores:
         told["select"] = Stage("select", 0, 0, None, "not planned")
-    stages = [told.get(s.name, s) for s in stages]
-    if needed:
-        stages.insert(1, Stage("signals", 0, 0, None, "not planned: " + ", ".join(needed)))
-    return stages
+    return [told.get(s.name, s) for s in stages]
 
 
 def _layout_told(pool: PoolSize, layout: Layout | None) -> dict[str, Any] | None:

@@ -9,12 +9,14 @@ from pools import digits_pool, write_config
 
 from coreset_ray import cli
 from coreset_ray.config import load
-from coreset_ray.core import costs, forecast, limits
+from coreset_ray.core import costs, forecast, limits, signal_costs
 from coreset_ray.core.costs import Spreading, choose_spreading
 from coreset_ray.core.forecast import fit
 from coreset_ray.core.plan_text import in_time
-from pipelines import embed, plan, score, select_coreset
+from coreset_ray.distributed.session import Cluster
+from pipelines import embed, plan, plan_signals, score, select_coreset
 from pipelines.inputs import key_of, pool_table
+from pipelines.plan_signals import check_choice, signal_stages
 from pipelines.score import ledger_of
 
 GB = 10**9
@@ -219,18 +221,56 @@ def test_sizes_and_times_are_readable():
     ]
 
 
-def test_what_a_plan_leaves_out_is_named(tmp_path):
-    def told(*words):
-        config = load(write_config(tmp_path, tmp_path), ["score={}", *words])
-        stages = [forecast.Stage(name, 1, 1, 1.0) for name in ("embed", "score", "select")]
-        return {s.name: (s.seconds, s.note) for s in plan._unplanned(config, stages)}
+def planned(tmp_path, *words, rows=50_000, rate=4e10, memory=16 * GB):
+    """Seconds and note of each signal, for a pool of 1,280 dimensions on two CPUs."""
+    config = load(write_config(tmp_path, tmp_path), ["score={}", *words])
+    pool = forecast.PoolSize(1, 1, rows, 1280, 0, 0, 0, True)
+    costs = forecast.RowCosts(1.0, 1.0, 0.0, 0.0, 3.0, 0)
+    on = Cluster(((2.0, memory),), 0.0)
+    check_choice(config, pool, on)
+    stages = plan._chosen(config, [forecast.Stage(n, 1, 1, 1.0) for n in ("score", "select")])
+    stages += signal_stages(config, pool, on, rate, costs, rate is None)
+    return {s.name: (s.seconds, s.note) for s in stages}
 
-    assert told() == {name: (1.0, "") for name in ("embed", "score", "select")}
-    elfs = told("score.method=elfs")
-    assert elfs["signals"] == (None, "not planned: pseudo_labels, dynamics")
-    assert elfs["score"] == (1.0, "") and elfs["select"] == (None, "not planned")
-    d2 = told("select.method=d2")
-    assert d2["signals"] == (None, "not planned: knn")
+
+@pytest.fixture
+def nothing_made(monkeypatch):
+    monkeypatch.setattr(plan_signals, "_finished", lambda config, name: False)
+
+
+@pytest.mark.usefixtures("nothing_made")
+def test_signals_are_planned_with_what_they_are_made_of(tmp_path):
+    assert planned(tmp_path) == {"score": (1.0, ""), "select": (1.0, "")}
+    elfs = planned(tmp_path, "score.method=elfs")
+    assert list(elfs) == ["score", "select", "knn", "pseudo_labels", "dynamics"]
+    assert elfs["select"] == (None, "not planned") and elfs["score"] == (1.0, "")
+    flops = 2 * 50_000 * 50_000 * 1280  # every row with every row
+    assert elfs["knn"] == (flops / 8e10 + 3.0, f"{flops:.1e} operations at 8.0e+10/s")
+    twice = planned(tmp_path, "score.method=elfs", rows=100_000)
+    assert twice["knn"][0] == pytest.approx(4 * (elfs["knn"][0] - 3) + 3)
+    assert twice["dynamics"][0] - 23 == pytest.approx(2 * (elfs["dynamics"][0] - 23))
+    kmeans = planned(tmp_path, "score.method=elfs", "signals.pseudo_labels.clustering=kmeans")
+    assert list(kmeans)[2:] == ["clusters", "pseudo_labels", "dynamics"]
+    d2 = planned(tmp_path, "select.method=d2", rate=None)
+    assert d2["knn"] == (None, "not planned on GPUs")
     assert d2["score"] == (0.0, "no scores") and d2["select"] == (None, "not planned")
-    balanced = told("select.balance=clusters")
-    assert balanced["signals"] == (None, "not planned: clusters") and balanced["select"][0] == 1.0
+    assert "clusters" in planned(tmp_path, "select.balance=clusters")
+    resnet = planned(tmp_path, "score.method=elfs", "signals.dynamics.proxy=resnet18")
+    assert resnet["dynamics"] == (None, "not planned")
+
+
+@pytest.mark.usefixtures("nothing_made")
+def test_signals_that_fit_no_cluster_are_refused(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"'knn' holds the pool's rows .*, 25\.8 GB, and the nodes"
+    ):
+        planned(tmp_path, "select.method=d2", rows=5_000_000)
+
+
+def test_what_a_signal_costs_grows_with_the_index():
+    flat = signal_costs.neighbors(10**7, 256, 50, "flat", 1, 1)
+    listed = signal_costs.neighbors(10**7, 256, 50, "ivf", 1024, 32)
+    assert 20 < flat.flops / listed.flops < 33 and listed.memory == flat.memory
+    one = signal_costs.clusters(10**6, 64, 4096, 4096, 20)
+    two = signal_costs.clusters(10**6, 64, 40_000, 4096, 20)
+    assert two.flops < one.flops

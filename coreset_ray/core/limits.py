@@ -94,6 +94,33 @@ def _fits(needs: Sequence[NodeNeed]) -> bool:
     return all(need.total <= need.memory for need in needs)
 
 
+def check_signal(name: str, needed: int, nodes: Nodes) -> None:
+    """`ValueError` where all nodes together have less memory than a signal's processes need."""
+    there = sum(memory for _, memory in nodes)
+    if needed > there:
+        raise ValueError(
+            f"the plan does not fit: the signal {name!r} holds the pool's rows between its "
+            f"processes, {in_bytes(needed)}, and the nodes have {in_bytes(there)} for it: use more "
+            "nodes, or encoders of fewer dimensions"
+        )
+
+
+COPIES = 4  # of the columns needed, while a method works on them
+
+
+def check_whole(rows: int, each: int, partitions: int, nodes: Nodes) -> None:
+    """`ValueError` where so many rows of so many bytes, in so many partitions, fit no node."""
+    most = max((memory for _, memory in nodes), default=0)
+    asked = COPIES * each * rows / partitions
+    if asked > most:
+        raise ValueError(
+            f"this method holds all rows in one process: {COPIES} × {rows / partitions:,.0f} rows "
+            f"× {each:,} bytes = {in_bytes(asked)}, and the largest node offers {in_bytes(most)}: "
+            f"set select.partitions to at least {-(-COPIES * each * rows // max(int(most), 1))}, "
+            "which chooses in two rounds"
+        )
+
+
 def check_disk(place: str, free: int, needs: dict[str, int], remedies: Sequence[str]) -> None:
     """`ValueError` with the sum where what is to be written at a place exceeds what is free."""
     total = sum(needs.values())

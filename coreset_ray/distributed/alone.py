@@ -10,6 +10,7 @@ import ray
 
 from coreset_ray.core.alone import Alone, check_room
 from coreset_ray.core.greedy import Greedy
+from coreset_ray.core.limits import check_whole
 from coreset_ray.core.rule import shares
 from coreset_ray.core.whole_set import Choice, Given
 from coreset_ray.distributed.blocks import PoolFiles
@@ -21,7 +22,6 @@ from coreset_ray.io.filesystem import Location, locate
 from coreset_ray.io.tables import MANIFEST, PartedTable, read_table, write_table
 
 _IDENTITY = ["uid", "shard", "key"]
-_COPIES = 4  # of the columns needed, while a method works on them
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,8 @@ def choose_alone(
         actors = max(1, int(cluster().cpus))
         found = choose_greedily(method, seed, files, parts, share, kept, group=group, actors=actors)
     else:
-        check_memory(method.needs, files, parts, int(sizes.max()) + len(kept), partitions)
+        each = row_bytes(method.needs, files, next(iter(parts)))
+        check_whole(int(sizes.max()) + len(kept), each, partitions, cluster().nodes)
         given = Given(kept, start.target)
         found = choose_from_all(
             method, seed, files, parts, share, given, group=group, partitions=partitions
@@ -79,22 +80,6 @@ def choose_alone(
     rows = ray.put(found.rows)
     identities = [_identity.remote(files, block, rows) for block in placed]
     ray.get(_write.remote(found, manifest.uri, *identities))
-
-
-def check_memory(
-    needs: tuple[str, ...], files: PoolFiles, parts: Mapping[str, int], rows: int, partitions: int
-) -> None:
-    """`ValueError` where rows with these columns fit no machine, with what would fit."""
-    most = max((memory for _, memory in cluster().nodes), default=0)
-    each = row_bytes(needs, files, next(iter(parts)))
-    asked = _COPIES * each * rows / partitions
-    if asked > most:
-        raise ValueError(
-            f"this method holds all rows in one process: {_COPIES} × {rows / partitions:,.0f} rows "
-            f"× {each:,} bytes = {asked / 2**30:,.1f} GiB, and the largest node offers "
-            f"{most / 2**30:,.1f} GiB: set select.partitions to at least "
-            f"{-(-_COPIES * each * rows // max(int(most), 1))}, which chooses in two rounds"
-        )
 
 
 def row_bytes(needs: tuple[str, ...], files: PoolFiles, part: str) -> int:

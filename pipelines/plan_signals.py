@@ -1,0 +1,94 @@
+"""What signals and a choice without scores would need and take, for the plan."""
+
+from contextlib import suppress
+
+from coreset_ray.clustering.kmeans_fit import Clustering
+from coreset_ray.clustering.neighbors import choose_kind
+from coreset_ray.config import Config
+from coreset_ray.core import limits, signal_costs
+from coreset_ray.core.forecast import PoolSize, RowCosts, Stage
+from coreset_ray.core.signal_costs import Work
+from coreset_ray.distributed.session import Cluster
+from coreset_ray.models.mlp import MlpRecipe
+from pipelines import signals
+from pipelines.inputs import NotReady
+
+_GUESSED = 10  # classes, while their number is still to be proposed
+_METRICS = 9
+
+
+def wanted_by(config: Config) -> list[str]:
+    """The signals that a run makes: those needed, and those they are made of, in their order."""
+    needed = set(signals.needed_by(config))
+    if "dynamics" in needed:
+        needed.add("pseudo_labels")
+    if "pseudo_labels" in needed:
+        kmeans = config.signals.pseudo_labels.clustering == "kmeans"
+        needed.add("clusters" if kmeans else "knn")
+    return [name for name in signals.SIGNALS if name in needed]
+
+
+def signal_stages(
+    config: Config, pool: PoolSize, on: Cluster, rate: float | None, rows: RowCosts, gpu: bool
+) -> list[Stage]:
+    """A stage for each signal. rate: operations a second of one CPU, None where not measured.
+    Raises `ValueError` where one does not fit into the cluster's memory."""
+    stages = []
+    for name in wanted_by(config):
+        if _finished(config, name):
+            stages.append(Stage(name, 0, 0, 0.0, "finished"))
+            continue
+        work = _work(config, name, pool)
+        if work is None or rate is None or gpu:
+            why = "not planned on GPUs" if gpu and work is not None else "not planned"
+            stages.append(Stage(name, 0, 0, None, why))
+            continue
+        limits.check_signal(name, work.memory, on.nodes)
+        workers = config.compute.train_workers if work.trainings else int(on.cpus)
+        seconds = work.seconds(rate, min(workers, int(on.cpus)), rows.start)
+        note = f"{work.flops:.1e} operations at {rate * min(workers, on.cpus):.1e}/s"
+        stages.append(Stage(name, 4 * pool.rows * pool.dims, work.writes, seconds, note))
+    return stages
+
+
+def check_choice(config: Config, pool: PoolSize, on: Cluster) -> None:
+    """`ValueError` where a method that needs all rows fits no machine."""
+    method = config.rule(0.0)
+    if config.scores or not hasattr(method, "choose"):
+        return
+    told, groups = config.signals, 1
+    c = _GUESSED if told.classes == "auto" else told.classes
+    if config.select.balance is not None:
+        groups = c if config.select.balance == "pseudo_labels" else (told.clusters.count or c)
+    each = sum(
+        signal_costs.row_bytes(column, pool.dims, told.knn.k, c, 0) for column in method.needs
+    )
+    limits.check_whole(pool.rows // groups, each, config.select.partitions, on.nodes)
+
+
+def _finished(config: Config, name: str) -> bool:
+    with suppress(NotReady):
+        return signals.SIGNALS[name].stage_of(config)[0].done() is not None
+    return False
+
+
+def _work(config: Config, name: str, pool: PoolSize) -> Work | None:
+    """None for what is not foretold."""
+    n, m, told = pool.rows, pool.dims, config.signals
+    c = _GUESSED if told.classes == "auto" else told.classes
+    if name == "knn":
+        kind = choose_kind(n) if told.knn.index == "auto" else told.knn.index
+        return signal_costs.neighbors(n, m, told.knn.k, kind, told.knn.lists, told.knn.probes)
+    if name == "clusters":
+        count = told.clusters.count or c
+        return signal_costs.clusters(n, m, count, Clustering.single, told.clusters.iterations)
+    if name == "pseudo_labels":
+        if told.pseudo_labels.clustering == "kmeans":
+            return Work(0.0, 0, 20 * n)
+        heads = told.pseudo_labels.heads(c, told.seed)
+        return signal_costs.heads(n, m, c, heads.hidden, heads.heads, heads.epochs)
+    recipe = told.dynamics.recipe() if name == "dynamics" else None
+    if isinstance(recipe, MlpRecipe):
+        width, epochs = recipe.hidden, recipe.epochs
+        return signal_costs.classifier(n, m, c, width, epochs, _METRICS * epochs)
+    return None
