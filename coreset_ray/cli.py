@@ -68,7 +68,12 @@ Exit status: 0 all agree; 1 something differs (the message says what); 2 not a s
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs a command and exits with its status. arguments: its words, by default sys.argv's."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    if wrong := [word for word in rest if not _overrides(options, word)]:
+        parser.error(f"unrecognized arguments: {' '.join(wrong)}")
+    if rest:  # after an option, where argparse no longer looks for them
+        options.overrides += rest
     logging.basicConfig(
         level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True
     )
@@ -84,6 +89,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if not _is_expected(error):
             raise
         sys.exit(_fail(error, 1))
+
+
+def _overrides(options: argparse.Namespace, word: str) -> bool:
+    """Whether a word may be key=value of a stage."""
+    return hasattr(options, "overrides") and "=" in word and not word.startswith("-")
 
 
 def _parser() -> argparse.ArgumentParser:

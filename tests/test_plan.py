@@ -262,7 +262,7 @@ def test_signals_are_planned_with_what_they_are_made_of(tmp_path):
 @pytest.mark.usefixtures("nothing_made")
 def test_signals_that_fit_no_cluster_are_refused(tmp_path):
     with pytest.raises(
-        ValueError, match=r"'knn' holds the pool's rows .*, 25\.8 GB, and the nodes"
+        ValueError, match=r"'knn' holds the pool's rows .*, 25\.7 GB, and the nodes"
     ):
         planned(tmp_path, "select.method=d2", rows=5_000_000)
 

@@ -107,12 +107,19 @@ def test_true_labels_are_read_for_diagnosis_alone(finished, capsys):
     stage = signals.finished(config, "pseudo_labels")[0]
     words = ["signals.pseudo_labels.truth=cls"]
     with pytest.raises(SystemExit) as exit:
-        cli.main(["signals", "--only", "pseudo_labels", str(finished), *words])
+        cli.main(["signals", str(finished), "--only", "pseudo_labels", *words])
         raise SystemExit(0)
     assert exit.value.code in (0, None)
     told = capsys.readouterr().out
     assert "Pseudo-labels against cls on 180 images: ACC 0." in told
     assert signals.finished(load(finished, words), "pseudo_labels")[0] == stage
+
+
+def test_words_that_are_no_override_are_refused(capsys):
+    with pytest.raises(SystemExit) as exit:
+        cli.main(["signals", "x.yaml", "--only", "knn", "a.b=1", "--nonsense=1"])
+    assert exit.value.code == 2
+    assert capsys.readouterr().err.endswith("unrecognized arguments: --nonsense=1\n")
 
 
 def test_signals_of_other_rows_are_refused(finished):
