@@ -52,6 +52,7 @@ SOURCE is one of
   digits                 scikit-learn's bundled handwriting: 1,797 images, a fifth held out
   torchvision:CIFAR10    any torchvision classification data set; --root says where it lies
   FOLDER                 an image folder: class folders become .cls; train/ and test/ become splits
+  SHARDS                 WebDataset shards: a folder of *.tar, a file, glob, brace range or @LIST
 
 Shards are written to OUT/train/00000.tar … and, where the source has a test split, OUT/test/….
 Original image bytes and sidecar files are kept as they are.

@@ -12,6 +12,7 @@ import pyarrow as pa
 from pyarrow import csv
 
 from coreset_ray.io.filesystem import Location, locate
+from coreset_ray.io.open_files import OpenFiles
 from coreset_ray.io.shards import Shard, ShardError, read_samples
 from coreset_ray.io.tables import uid_of
 
@@ -77,7 +78,7 @@ def write_shard(out: Location, samples: Iterable[tuple[str, pa.Table, str]]) -> 
     as they are. Raises `RuntimeError` when an image's bytes are not those that were embedded.
     """
     with (
-        closing(_Files()) as opened,
+        closing(OpenFiles()) as opened,
         out.replacing() as sink,
         tarfile.open(fileobj=sink, mode="w|") as tar,
     ):
@@ -102,30 +103,6 @@ def write_lists(folder: Location, index: pa.Table) -> None:
         for batch in index.to_batches(max_chunksize=10_000):
             for row in batch.to_pylist():
                 sink.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
-
-
-class _Files:
-    """Source shards opened for reading at any offset, a few at a time."""
-
-    _MOST = 16
-
-    def __init__(self) -> None:
-        self._open: dict[str, object] = {}
-
-    def read(self, path: str, offset: int, size: int) -> bytes:
-        if path not in self._open:
-            if len(self._open) >= self._MOST:
-                oldest = next(iter(self._open))
-                self._open.pop(oldest).close()  # type: ignore[attr-defined]
-            self._open[path] = locate(path).open_file()
-        source = self._open[path]
-        source.seek(offset)  # type: ignore[attr-defined]
-        return source.read(size)  # type: ignore[attr-defined]
-
-    def close(self) -> None:
-        for source in self._open.values():
-            source.close()  # type: ignore[attr-defined]
-        self._open.clear()
 
 
 def grouped(members: pa.Table, by: str) -> Mapping[str, pa.Table]:

@@ -1,4 +1,4 @@
-"""Make WebDataset shards from a source: `digits`, `torchvision:<Name>` or a folder of images."""
+"""Make WebDataset shards from a source: `digits`, `torchvision:<Name>`, images or other shards."""
 
 import warnings
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import Any
 from coreset_ray.io.source_digits import digits_samples, open_digits
 from coreset_ray.io.source_folder import folder_samples, open_folder
 from coreset_ray.io.source_sample import Sample, Source
+from coreset_ray.io.source_shards import names_shards, open_shards
 from coreset_ray.io.source_torchvision import open_torchvision, torchvision_samples
 from coreset_ray.io.source_writer import check_per_shard, refuse_shards_in, write_shards
 
@@ -76,7 +77,7 @@ def _open(source: str, out: Path, *, seed: int, root: str | Path | None, downloa
             f"output {str(out)!r} lies in the source {source!r} and would become part of it: "
             "choose a folder outside"
         )
-    return open_folder(source)
+    return open_shards(source) if names_shards(source) else open_folder(source)
 
 
 def _check_classes(classes: tuple[str, ...]) -> None:
