@@ -56,6 +56,15 @@ SOURCE is one of
 
 Shards are written to OUT/train/00000.tar … and, where the source has a test split, OUT/test/….
 Original image bytes and sidecar files are kept as they are.
+
+--degrade makes a pool of the train split that looks like the web, and leaves the other splits:
+  coreset-ray shards data/clean data/web --degrade
+  coreset-ray shards data/clean data/web --degrade long_tail=50,off_topic=0.1 --off-topic digits
+%(settings)s
+
+OUT/truth.parquet says what each image is: shard, key, origin, kind, change, label. It is for
+scoring a selection only; nothing that selects reads it. Blank, noise and off-topic images have no
+.cls: evaluate.unlabeled=drop lets a coreset be judged that bought some.
 """
 
 _VERIFY_HELP = """
@@ -118,7 +127,7 @@ def _parser() -> argparse.ArgumentParser:
                 "given several times (default: all)",
             )
         stage.set_defaults(command=_run_stage, module=module)
-    shards = _command(commands, "shards", "make WebDataset shards", _SHARDS_HELP)
+    shards = _command(commands, "shards", "make WebDataset shards", _shards_help())
     shards.add_argument("source", metavar="SOURCE")
     shards.add_argument("out", metavar="OUT", help="an empty or new folder")
     shards.add_argument("--per-shard", type=int, default=1000, help="samples a shard (1000)")
@@ -126,6 +135,15 @@ def _parser() -> argparse.ArgumentParser:
     shards.add_argument("--no-shuffle", action="store_true", help="keep the order of the source")
     shards.add_argument("--root", help="where a torchvision data set lies")
     shards.add_argument("--download", action="store_true", help="let torchvision download it")
+    shards.add_argument(
+        "--degrade",
+        metavar="key=value,…",
+        action="append",
+        nargs="?",
+        const="",
+        help="make a pool that looks like the web; settings and defaults below",
+    )
+    shards.add_argument("--off-topic", metavar="SOURCE", help="where off-topic images come from")
     shards.set_defaults(command=_make_shards)
     verify = _command(commands, "verify", "check a selection against its record", _VERIFY_HELP)
     verify.add_argument("selection", metavar="SELECTION", help="WORKSPACE/selections/NAME")
@@ -184,6 +202,8 @@ def _make_shards(options: argparse.Namespace) -> None:
         shuffle=not options.no_shuffle,
         root=options.root,
         download=options.download,
+        degrade=_degrade(options.degrade),
+        off_topic=options.off_topic,
     )
     for split, counts in made["splits"].items():
         print(f"{options.out}/{split}: {counts['samples']} samples in {counts['shards']} shards")
@@ -191,6 +211,43 @@ def _make_shards(options: argparse.Namespace) -> None:
         print(f"{len(made['classes'])} classes, named in {options.out}/classes.txt")
     if made["ignored"]:
         print(f"{made['ignored']} files belong to no image and were left out")
+    if made.get("degraded"):
+        told = ", ".join(f"{count} {kind}" for kind, count in made["degraded"].items())
+        print(f"{told}; the truth of each image in {options.out}/truth.parquet")
+
+
+def _shards_help() -> str:
+    from dataclasses import fields
+    from inspect import cleandoc
+
+    from coreset_ray.io.degrade import Degrade
+
+    meaning = cleandoc(Degrade.__doc__ or "\n\n").split("\n\n")[1]
+    defaults = ", ".join(f"{f.name}={f.default}" for f in fields(Degrade))
+    return _SHARDS_HELP % {"settings": f"{meaning}\nDefaults: {defaults}."}
+
+
+def _degrade(texts: list[str] | None) -> Any:
+    """The settings in the values of --degrade; None where it was not given."""
+    from coreset_ray.io.degrade import Degrade
+    from coreset_ray.strict import validate
+
+    if texts is None:
+        return None
+    given: dict[str, Any] = {}
+    for text in filter(None, ",".join(texts).split(",")):
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise ValueError(
+                f"--degrade {text!r}: expected key=value; SOURCE and OUT come before --degrade"
+            )
+        if key in given:
+            raise ValueError(f"--degrade {text!r}: {key} is given twice")
+        try:
+            given[key] = json.loads(value)
+        except ValueError:
+            given[key] = value  # refused below, with what was expected
+    return validate(Degrade, given, "--degrade")
 
 
 def _list_methods(options: argparse.Namespace) -> None:
