@@ -143,7 +143,9 @@ def _labeled(
     wanted = pa.concat_tables([arm.rows.select(["uid", "shard", "key"]) for arm in arms])
     wanted = wanted.group_by(["uid", "shard", "key"]).aggregate([])
     shards = {shard.name: shard for shard in pool_table(config).shards}
-    pool = attach_labels(locate_members(shards, wanted), settings.labels)
+    pool = attach_labels(
+        locate_members(shards, wanted), settings.labels, unlabeled=settings.unlabeled
+    )
     truth = attach_labels(
         locate_members({s.name: s for s in test.shards}, _every_image(test)), settings.labels
     )
@@ -164,11 +166,16 @@ def _numbered(images: pa.Table, names: list[str]) -> pa.Table:
 
 
 def _training_rows(arm: Arm, images: pa.Table) -> pa.Table:
-    """The arm's images in its own order, with label and weight."""
+    """The arm's images that have a label, in its own order, with label and weight."""
     rows = arm.rows.select(["uid", "weight"])
     order = pa.array(np.arange(len(rows)))
-    joined = rows.append_column("order", order).join(images, "uid").sort_by("order")
-    return joined.drop_columns(["order"])
+    joined = rows.append_column("order", order).join(images, "uid", join_type="inner")
+    if not len(joined):
+        raise ValueError(
+            f"none of the {len(rows)} images that {arm.name} chose (seed {arm.seed}) has a label: "
+            "there is nothing to train on; check evaluate.labels, or raise the budget"
+        )
+    return joined.sort_by("order").drop_columns(["order"])
 
 
 def _probe(
@@ -181,8 +188,9 @@ def _probe(
 ) -> list[dict[str, Any]]:
     pool = pool_table(config)
     assert settings.probe is not None, "the caller checked"
+    jobs = [ProbeJob(_training_rows(arm, images), arm.weighted) for arm in arms]
     outcomes = probe_all(
-        [ProbeJob(_training_rows(arm, images), arm.weighted) for arm in arms],
+        jobs,
         (pool.parts, list(filled(pool.snapshot()))),
         (test.parts, list(filled(test.snapshot()))),
         truth,
@@ -196,7 +204,10 @@ def _probe(
             "optimum",
             *(stuck, len(outcomes), settings.probe.max_iterations),
         )
-    return [_result("probe", arm, o["accuracy"]) for arm, o in zip(arms, outcomes, strict=True)]
+    return [
+        _result("probe", arm, job.train, outcome["accuracy"])
+        for arm, job, outcome in zip(arms, jobs, outcomes, strict=True)
+    ]
 
 
 def _train(
@@ -241,7 +252,8 @@ def _train(
                 "evaluate: %s seed %d: accuracy %.4f", arm.name, arm.seed, outcome["accuracy"]
             )
             done.write_json(outcome)
-        results.append(_result(settings.resnet.model, arm, done.read_json()["accuracy"]))
+        accuracy = done.read_json()["accuracy"]
+        results.append(_result(settings.resnet.model, arm, rows, accuracy))
     return results
 
 
@@ -270,13 +282,14 @@ def _moved(images: pa.Table, exported: pa.Table) -> pa.Table:
     return exported.join(images.select(["uid", "label"]), "uid", join_type="inner")
 
 
-def _result(evaluator: str, arm: Arm, accuracy: float) -> dict[str, Any]:
+def _result(evaluator: str, arm: Arm, train: pa.Table, accuracy: float) -> dict[str, Any]:
     return {
         "evaluator": evaluator,
         "method": arm.name,
         "baseline": "random + weights" if arm.weighted else "random",
         "seed": arm.seed,
         "images": len(arm.rows),
+        "unlabeled": len(arm.rows) - len(train),
         "accuracy": accuracy,
     }
 

@@ -16,6 +16,7 @@ RESULTS = pa.schema(
         ("baseline", pa.string()),
         ("seed", pa.uint64()),
         ("images", pa.int64()),
+        ("unlabeled", pa.int64()),  # of the images, left out of training
         ("accuracy", pa.float64()),
     ]
 )
@@ -39,7 +40,7 @@ def results_table(results: list[dict[str, Any]]) -> pa.Table:
 
 def markdown(results: pa.Table) -> str:
     """The table a person reads. Differences are to random at the same seeds; a row with weights
-    is held against random carrying the same weights."""
+    is held against random carrying the same weights. Below it, the images without a label."""
     accuracy: dict[tuple[str, int, str], dict[int, float]] = {}
     baseline: dict[str, str] = {}
     for row in results.to_pylist():
@@ -56,7 +57,7 @@ def markdown(results: pa.Table) -> str:
             other = accuracy[evaluator, images, baseline[method]]
             cells += _difference(paired_difference(values, [other[s] for s in by_seed]))
         lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *_unlabeled(results.to_pylist())]) + "\n"
 
 
 def noise_table(noise: dict[str, Any]) -> str:
@@ -130,6 +131,22 @@ def curve_plot(curve: list[dict[str, Any]], setting: str) -> str:
     with matplotlib.rc_context({"svg.hashsalt": "curve"}):
         figure.savefig(drawing, format="svg", metadata={"Date": None})
     return drawing.getvalue()
+
+
+def _unlabeled(rows: list[dict[str, Any]]) -> list[str]:
+    """One line on the images that were chosen and left out of training; none where all have a
+    label. A row with weights has the images of its method."""
+    shares: dict[str, dict[tuple[int, int], float]] = {}
+    for row in rows:
+        method = row["method"].removesuffix(" + weights")
+        place = row["images"], row["seed"]
+        shares.setdefault(method, {})[place] = (row["unlabeled"] or 0) / row["images"]
+    if not any(any(each.values()) for each in shares.values()):
+        return []
+    told = ", ".join(
+        f"{method} {100 * sum(each.values()) / len(each):.1f}%" for method, each in shares.items()
+    )
+    return ["", f"Chosen, without a label, left out of training (mean over seeds): {told}"]
 
 
 def _mean(values: list[float]) -> str:

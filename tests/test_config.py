@@ -166,6 +166,7 @@ WRONG: dict[str, list[Any]] = {
     "export.order": ["random", None, 1],
     "export.samples_per_shard": [*INT, 0],
     "evaluate.labels": TEXT,
+    "evaluate.unlabeled": ["ignore", True, None],
     "evaluate.seeds": [*LIST, [], [-1], ["0"], [True], [0, 0], 0],
     "evaluate.reselect": ["yes", 1, None],
     "evaluate.probe.l2": [*FLOAT, 0, -1.0, float("inf")],

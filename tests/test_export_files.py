@@ -366,6 +366,15 @@ def test_a_missing_label_names_its_image(members, tmp_path):
         attach_labels(find_members(shard, ["k"]), "cls")
 
 
+def test_images_without_a_label_are_left_out_where_that_is_asked_for(members, tmp_path):
+    source = labels_csv(tmp_path, "shard,key,label\n0.tar,k1,a\n0.tar,k3, \n")
+    assert labels_of(attach_labels(members, source, unlabeled="drop")) == {("0.tar", "k1"): "a"}
+    whole = attach_labels(members, "cls", unlabeled="drop")
+    assert whole.equals(attach_labels(members, "cls"))
+    none = attach_labels(members, labels_csv(tmp_path, "key,label\nx,a\n"), unlabeled="drop")
+    assert len(none) == 0 and none.schema == whole.schema
+
+
 def test_labels_of_no_images_are_text_too(members):
     assert attach_labels(members.slice(0, 0), "cls").schema.field("label").type == pa.string()
 

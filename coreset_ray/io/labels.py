@@ -1,6 +1,7 @@
 """Labels, for evaluation only: from .cls members, or from a CSV file by key."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import pyarrow as pa
 from pyarrow import csv
@@ -8,27 +9,30 @@ from pyarrow import csv
 from coreset_ray.io.filesystem import Location, locate
 
 
-def attach_labels(images: pa.Table, source: str) -> pa.Table:
+def attach_labels(
+    images: pa.Table, source: str, *, unlabeled: Literal["refuse", "drop"] = "refuse"
+) -> pa.Table:
     """Adds a text column `label` to rows of `MEMBERS` that are images.
 
     images: all members of the samples, images and others. source: `cls`, or the path of a CSV
     file with columns key,label, or shard,key,label where keys repeat across shards.
-    Returns the image rows. Raises `ValueError` naming how many images have no label, and one.
+    Returns the image rows; without those that have no label if `unlabeled` is drop, else these
+    raise `ValueError` naming how many they are, and one.
     """
     found = _from_members(images) if source == "cls" else _from_csv(images, source)
     rows = images.filter(images["image"])
-    labels = [found.get(uid) for uid in rows["uid"].to_pylist()]
-    missing = [i for i, label in enumerate(labels) if label is None or not label.strip()]
-    if missing:
+    labels = [(found.get(uid) or "").strip() for uid in rows["uid"].to_pylist()]
+    missing = [i for i, label in enumerate(labels) if not label]
+    if missing and unlabeled == "refuse":
         shard, key = rows["shard"][missing[0]].as_py(), rows["key"][missing[0]].as_py()
         raise ValueError(
             f"{len(missing)} of {len(rows)} images to evaluate have no label in {source!r} (shard "
             f"{shard!r}, key {key!r} first). The random choices beside the coreset need labels "
-            "too: add them to the shards as .cls, or to a CSV file named by evaluate.labels"
+            "too: add them to the shards as .cls, or to a CSV file named by evaluate.labels. A "
+            "chosen image that nobody can label is left out of training by evaluate.unlabeled=drop"
         )
-    return rows.append_column(
-        "label", pa.array([str(label).strip() for label in labels], pa.string())
-    )
+    labeled = rows.append_column("label", pa.array(labels, pa.string()))
+    return labeled.filter(pa.array([bool(label) for label in labels], pa.bool_()))
 
 
 def label_mark(source: str) -> list[int]:
