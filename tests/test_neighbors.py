@@ -9,8 +9,9 @@ from matrices import gaussian, grid, relu
 from pools import digits_pool, table_of, write_config
 
 from coreset_ray import cli
-from coreset_ray.clustering.neighbors import Neighbors, best, choose_kind, recall, unit_rows
+from coreset_ray.clustering.neighbors import Neighbors, best, choose_kind, recall
 from coreset_ray.config import load
+from coreset_ray.core.cosine import unit_rows
 from coreset_ray.distributed import neighbors
 from coreset_ray.distributed.neighbors import Search, find_neighbors
 from coreset_ray.io.filesystem import locate

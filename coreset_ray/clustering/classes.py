@@ -18,7 +18,7 @@ from sklearn.metrics import adjusted_rand_score
 
 from coreset_ray.clustering.kmeans import Nearest
 from coreset_ray.clustering.kmeans_fit import Clustering, find_here
-from coreset_ray.clustering.neighbors import unit_rows
+from coreset_ray.core.cosine import unit_rows
 
 _K = 20  # neighbours
 _DENSE = 500  # rows of a graph that is decomposed whole

@@ -13,7 +13,7 @@ import faiss
 import numba
 import numpy as np
 
-from coreset_ray.clustering.neighbors import unit_rows
+from coreset_ray.core.cosine import unit_rows
 
 _NEAR = 8  # centroids that FAISS is asked for
 _ROUNDING = 2.0**-24  # of one float32 operation

@@ -26,24 +26,6 @@ def single_thread() -> None:
     faiss.omp_set_num_threads(1)
 
 
-def unit_rows(embedding: np.ndarray) -> np.ndarray:
-    """Rows scaled to length 1, (n, m) float32; rows of zeros stay as they are."""
-    out = np.empty(embedding.shape, np.float32)
-    _scale(np.ascontiguousarray(embedding, np.float32), out)
-    return out
-
-
-@numba.njit(nogil=True, cache=True)
-def _scale(rows, out):
-    for i in range(len(rows)):
-        total = 0.0
-        for x in rows[i]:
-            total += np.float64(x) * np.float64(x)
-        length = np.sqrt(total) if total > 0 else 1.0
-        for j in range(rows.shape[1]):
-            out[i, j] = rows[i, j] / length
-
-
 class Neighbors:
     """Rows that can be searched, (n, m) float32 of length 1.
 

@@ -8,7 +8,8 @@ import numpy as np
 import pyarrow as pa
 import ray
 
-from coreset_ray.clustering.neighbors import Kind, Neighbors, best, recall, single_thread, unit_rows
+from coreset_ray.clustering.neighbors import Kind, Neighbors, best, recall, single_thread
+from coreset_ray.core.cosine import unit_rows
 from coreset_ray.distributed.progress import Progress
 from coreset_ray.io.embedding_parts import read_part
 from coreset_ray.io.filesystem import Location, locate
