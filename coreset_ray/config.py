@@ -242,6 +242,12 @@ class ProbeConfig(Section):
     max_iterations: Positive = 500
 
 
+class KnnProbeConfig(Section):
+    """The majority of the k nearest coreset images by cosine; it has no use for weights."""
+
+    k: Positive = 5
+
+
 class EvaluateConfig(Section):
     """test: labeled test shards. labels: `cls` for the .cls member, or a CSV file with columns
     key,label (shard,key,label where keys repeat). unlabeled: what becomes of a chosen image
@@ -257,6 +263,7 @@ class EvaluateConfig(Section):
     reselect: bool = False
     weighted: bool = True
     probe: ProbeConfig | None = ProbeConfig()
+    knn: KnnProbeConfig | None = None
     resnet: Recipe | None = None
 
     @model_validator(mode="after")
@@ -267,8 +274,8 @@ class EvaluateConfig(Section):
 
     @model_validator(mode="after")
     def _something_evaluates(self) -> "EvaluateConfig":
-        if self.probe is None and self.resnet is None:
-            raise ValueError("neither probe nor resnet is set: set one, or evaluate: null")
+        if self.probe is None and self.knn is None and self.resnet is None:
+            raise ValueError("none of probe, knn, resnet is set: set one, or evaluate: null")
         if self.resnet is not None and self.resnet.weighted:
             raise ValueError("resnet.weighted is set for each row: use evaluate.weighted instead")
         return self

@@ -1,4 +1,4 @@
-"""coreset → accuracy beside random: probe and ResNet, over seeds, in one table."""
+"""coreset → accuracy beside random: probes and ResNet, over seeds, in one table."""
 
 import logging
 from dataclasses import dataclass, replace
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from coreset_ray.config import Config, EvaluateConfig, fingerprint, plain
+from coreset_ray.config import Config, EvaluateConfig, ProbeConfig, fingerprint, plain
 from coreset_ray.core.random import uid_uniform
 from coreset_ray.distributed.export import locate_members
 from coreset_ray.distributed.probe import ProbeJob, probe_all
@@ -59,7 +59,7 @@ def run(config: Config) -> dict[str, Any]:
         arms = _arms(config, settings)
         pool, truth, names = _labeled(config, settings, arms, test)
         results = []
-        if settings.probe is not None:
+        if settings.probe is not None or settings.knn is not None:
             results += _probe(config, settings, arms, pool, test, truth)
         if settings.resnet is not None:
             results += _train(config, settings, arms, pool, truth, names, stage)
@@ -187,26 +187,30 @@ def _probe(
     truth: pa.Table,
 ) -> list[dict[str, Any]]:
     pool = pool_table(config)
-    assert settings.probe is not None, "the caller checked"
-    jobs = [ProbeJob(_training_rows(arm, images), arm.weighted) for arm in arms]
+    linear, wanted = settings.probe or ProbeConfig(), []
+    if settings.probe is not None:
+        wanted += [("probe", arm, None) for arm in arms]
+    if settings.knn is not None:
+        wanted += [("knn", arm, settings.knn.k) for arm in arms if not arm.weighted]
+    jobs = [ProbeJob(_training_rows(arm, images), arm.weighted, k) for _, arm, k in wanted]
     outcomes = probe_all(
         jobs,
         (pool.parts, list(filled(pool.snapshot()))),
         (test.parts, list(filled(test.snapshot()))),
         truth,
-        l2=settings.probe.l2,
-        max_iterations=settings.probe.max_iterations,
+        l2=linear.l2,
+        max_iterations=linear.max_iterations,
     )
     stuck = sum(not outcome["converged"] for outcome in outcomes)
     if stuck:
         _log.warning(
             "evaluate: %d of %d probes stopped at evaluate.probe.max_iterations = %d before the "
             "optimum",
-            *(stuck, len(outcomes), settings.probe.max_iterations),
+            *(stuck, len(arms), linear.max_iterations),
         )
     return [
-        _result("probe", arm, job.train, outcome["accuracy"])
-        for arm, job, outcome in zip(arms, jobs, outcomes, strict=True)
+        _result(evaluator, arm, job.train, outcome["accuracy"])
+        for (evaluator, arm, _), job, outcome in zip(wanted, jobs, outcomes, strict=True)
     ]
 
 

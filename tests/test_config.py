@@ -104,6 +104,7 @@ NEAR = {
     "evaluate": [("seed", "seeds"), ("prob", "probe")],
     "evaluate.test": [("shads", "shards")],
     "evaluate.probe": [("l22", "l2")],
+    "evaluate.knn": [("ks", "k")],
     "evaluate.resnet": [("epoch", "epochs")],
     "compute": [("batchsize", "batch_size")],
 }
@@ -169,6 +170,8 @@ WRONG: dict[str, list[Any]] = {
     "evaluate.unlabeled": ["ignore", True, None],
     "evaluate.seeds": [*LIST, [], [-1], ["0"], [True], [0, 0], 0],
     "evaluate.reselect": ["yes", 1, None],
+    "evaluate.knn": [3, "5", True, []],
+    "evaluate.knn.k": [*INT, 0, -1],
     "evaluate.probe.l2": [*FLOAT, 0, -1.0, float("inf")],
     "evaluate.resnet.epochs": [*INT, 0],
     "evaluate.resnet.lr": [*FLOAT, -0.1, 0, float("nan")],

@@ -126,6 +126,16 @@ def test_a_resnet_is_trained_on_the_coreset_and_on_random(finished):
     assert len(exported) == 40 and "/exports/" in exported["path"][0].as_py()
 
 
+def test_neighbours_vote_beside_the_probe_and_alone(finished):
+    results = evaluate.run(load(finished[0], ["evaluate.knn.k=3"]))["results"]
+    rows = [r for r in results if r["evaluator"] == "knn"]
+    found = {(r["method"], r["seed"]) for r in rows}
+    assert found == {(m, s) for m in ("blindcs", "random") for s in (0, 1)} and len(rows) == 4
+    assert results[: -len(rows)] == evaluate.run(load(finished[0]))["results"]
+    alone = load(finished[0], ["evaluate.knn.k=3", "evaluate.probe=null"])
+    assert evaluate.run(alone)["results"] == rows
+
+
 def test_running_again_does_nothing(finished):
     path, _ = finished
     config = load(path)

@@ -1,4 +1,4 @@
-"""Linear probes as Ray tasks, over embeddings that are gathered once for all of them."""
+"""Linear and k-NN probes as Ray tasks, over embeddings that are gathered once for all of them."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -9,16 +9,19 @@ import ray
 
 from coreset_ray.io.filesystem import locate
 from coreset_ray.io.tables import PartedTable, matrix, read_table
-from coreset_ray.models.probe import linear_probe
+from coreset_ray.models.knn_probe import knn_accuracy
+from coreset_ray.models.probe import ProbeResult, linear_probe
 
 
 @dataclass(frozen=True)
 class ProbeJob:
-    """One coreset to probe. train, test: columns uid and label (integers), train also weight;
-    weighted: whether the fit uses it."""
+    """One coreset to probe. train: columns uid, label (integers) and weight; weighted: whether the
+    fit uses it; neighbors: how many vote, by a k-NN probe, which knows no weights; None for a
+    linear probe."""
 
     train: pa.Table
     weighted: bool
+    neighbors: int | None = None
 
 
 def probe_all(
@@ -32,7 +35,8 @@ def probe_all(
 ) -> list[dict[str, Any]]:
     """Accuracy of each job's probe on the test images, in the order of the jobs.
 
-    pool, test: a table and the names of its parts; truth: columns uid and label of test images.
+    pool, test: a table and the names of its parts; truth: columns uid and label of test images;
+    l2, max_iterations: of linear probes.
     """
     union = pa.concat_tables([job.train.select(["uid"]) for job in jobs])
     union = union.group_by("uid").aggregate([])["uid"]
@@ -60,7 +64,11 @@ def _probe(
     """rows: where the job's images lie in `pool`, the embeddings of all jobs together."""
     weights = job.train["weight"].to_numpy() if job.weighted else None
     labels = job.train["label"].to_numpy()
-    return asdict(linear_probe(pool[rows], labels, weights, test, truth, **settings))
+    if job.neighbors is None:
+        return asdict(linear_probe(pool[rows], labels, weights, test, truth, **settings))
+    order = np.argsort(job.train["uid"].to_pylist())  # of images equally near the smallest uid
+    near = knn_accuracy(pool[rows[order]], labels[order], test, truth, k=job.neighbors)
+    return asdict(ProbeResult(near, True))
 
 
 @ray.remote(num_cpus=1)
