@@ -1,7 +1,8 @@
 """What every method that selects by itself promises. Methods are found by looking."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from coreset_ray.core.alone import Alone, select_alone
 from coreset_ray.core.greedy import Greedy, Picked, greedy_rows
 from coreset_ray.core.pool import Pool, uid_order
 from coreset_ray.core.rule import Rule, shares
-from coreset_ray.core.whole_set import WholeSet
+from coreset_ray.core.whole_set import Choice, Given, WholeSet
 
 N = 90
 ALONE = [n for n, c in catalog.selector_classes().items() if not issubclass(c, Rule)]
@@ -225,6 +226,28 @@ def test_two_rounds_give_an_answer_that_no_order_moves(name: str) -> None:
     moved = select(method, rearranged(of, order), 20, kept=place[kept], partitions=4)
     np.testing.assert_array_equal(order[moved.rows], whole.rows)
     check(select(method, of, N - 2, kept=kept, partitions=40), N, N - 2)
+
+
+@dataclass(frozen=True)
+class Seen(WholeSet):
+    """Keeps the first rows, and what it was shown."""
+
+    shown: list[Pool]
+    needs: ClassVar[tuple[str, ...]] = ("knn.neighbor",)
+
+    def choose(self, pool: Pool, k: int, seed: int, given: Given) -> Choice:
+        self.shown.append(pool)
+        return Choice(np.arange(k), np.zeros(k), np.ones(k))
+
+
+def test_neighbours_elsewhere_are_no_row_at_hand() -> None:
+    """Whether they are of another group or were none of the rows to begin with."""
+    uid = np.stack([np.zeros(5), np.arange(5)], axis=1).astype(np.uint64)
+    of = Pool(uid, {"knn.neighbor": np.array([[1, 4], [-1, 0], [4, 3], [2, -1], [0, 2]])})
+    method = Seen([])
+    select_alone(method, of, 2, 0, group=np.array([0, 0, 1, 1, 0]))
+    first, second = (pool["knn.neighbor"].tolist() for pool in method.shown)
+    assert first == [[1, 2], [-1, 0], [0, -1]] and second == [[-1, 1], [0, -1]]
 
 
 @every

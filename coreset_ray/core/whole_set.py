@@ -104,7 +104,7 @@ def choose_among(
 ) -> Choice:
     """What the method keeps of these rows of the pool: numbers in, numbers out."""
     number = number[uid_order(pool.uid[number])]
-    place = np.full(len(pool), -1, np.int64)
+    place = np.full(len(pool) + 1, -1, np.int64)  # -1, for a neighbour elsewhere, stays -1
     place[number] = np.arange(len(number))
     view = pool.take(number)
     if _NEIGHBOR in view.columns:
