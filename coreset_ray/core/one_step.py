@@ -1,0 +1,68 @@
+"""What one step of gradient descent on some images does to the loss of others, to first order."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from coreset_ray.core.gradients import Gradients, outer_sum
+from coreset_ray.core.selection import top_rows
+
+_LEAST = np.finfo(np.float32).tiny  # stands for probabilities below it
+
+
+@dataclass(frozen=True)
+class Judges:
+    """Rows whose mean loss counts. of: their gradients, of which the features are read;
+    probability: (v, c) now; label: (v,)."""
+
+    of: Gradients
+    probability: np.ndarray
+    label: np.ndarray
+
+    def gradient(self, step: np.ndarray) -> np.ndarray:
+        """The gradient of their mean cross-entropy once `step` is taken off the last layer's
+        weights: (c, h + 1) → (c, h + 1) float64. O(v·c·h)."""
+        logit = np.log(np.maximum(self.probability, _LEAST), dtype=np.float64)
+        logit -= self.of.outputs(step)
+        left = np.exp(logit - logit.max(axis=1, keepdims=True))
+        left /= left.sum(axis=1, keepdims=True)
+        rows = np.arange(len(left))
+        left[rows, self.label] -= 1
+        left *= self.of.stretch[:, None] / len(left)
+        return outer_sum(left, self.of.feature, rows)
+
+
+def one_step_greedy(
+    judges: Judges,
+    candidates: Gradients,
+    uid: np.ndarray,
+    free: np.ndarray,
+    begun: np.ndarray,
+    k: int,
+    *,
+    rate: float,
+    refresh: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The k free rows that lower the judges' loss most, and the gain of each in its turn.
+
+    candidates: gradients of all n rows; free: (n,) bool; begun: rows chosen before. After every
+    `refresh` choices the step is rate · the mean gradient of all chosen, and the gain of row i
+    rate · ⟨judges' gradient after it, g_i⟩; equal gains go to the smaller uid.
+    """
+    free, chosen = free.copy(), list(begun)
+    rows, gains = [np.empty(0, np.int64)], [np.empty(0)]
+    while k:
+        step = rate * _mean(candidates, np.array(chosen, np.int64))
+        left = np.flatnonzero(free)
+        gain = rate * candidates.along(judges.gradient(step))[left]
+        best = top_rows(gain, uid[left], min(refresh, k))
+        rows.append(left[best])
+        gains.append(gain[best])
+        free[left[best]] = False
+        chosen.extend(left[best])
+        k -= len(best)
+    return np.concatenate(rows), np.concatenate(gains)
+
+
+def _mean(of: Gradients, rows: np.ndarray) -> np.ndarray:
+    return of.total(np.full(len(rows), 1 / max(len(rows), 1)), rows)
