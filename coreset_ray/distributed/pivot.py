@@ -4,9 +4,9 @@ import pyarrow as pa
 import ray
 
 from coreset_ray.distributed.progress import Progress
-from coreset_ray.io.epoch_records import list_column, read_epochs
+from coreset_ray.io.epoch_records import read_epochs
 from coreset_ray.io.filesystem import Location, locate
-from coreset_ray.io.tables import read_table, write_table
+from coreset_ray.io.tables import list_column, read_table, write_table
 from coreset_ray.models.dynamics import METRICS
 
 _BLOCK = 1 << 20  # rows of a task, at most,

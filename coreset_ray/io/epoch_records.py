@@ -50,11 +50,6 @@ def read_epochs(
     return found
 
 
-def list_column(values: np.ndarray) -> pa.FixedSizeListArray:
-    """(n, t) → a column of lists of t."""
-    return pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
-
-
 def _slice(file: Location, first: int, last: int, metrics: Sequence[str]) -> pa.Table:
     """The record's rows in this range, found by the row groups' own statistics."""
     with file.open_file() as source:

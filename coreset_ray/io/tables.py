@@ -77,6 +77,11 @@ def array_of(column: pa.ChunkedArray) -> np.ndarray:
     return flat.to_numpy().reshape(-1, column.type.list_size)
 
 
+def list_column(values: np.ndarray) -> pa.FixedSizeListArray:
+    """(n, width) → a column of fixed_size_list[width], which `array_of` reads back."""
+    return pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
+
+
 def write_table(location: Location, table: pa.Table) -> None:
     """The table as a Parquet file that is whole or absent."""
     with location.replacing() as sink:
