@@ -15,10 +15,11 @@ import ray
 
 from coreset_ray.distributed.dynamics_worker import Recording, work
 from coreset_ray.distributed.fit import fit
-from coreset_ray.distributed.pivot import Part, blocks_of, pivot
+from coreset_ray.distributed.labels import check_labels
+from coreset_ray.distributed.pivot import pivot
 from coreset_ray.distributed.train import check_run, open_any
-from coreset_ray.io.filesystem import Location, locate
-from coreset_ray.io.tables import PartedTable, read_table, uid_words
+from coreset_ray.io.filesystem import Location
+from coreset_ray.io.tables import PartedTable, read_table
 from coreset_ray.models.images import OwnedBatches
 from coreset_ray.models.mlp import MlpRecipe
 from coreset_ray.models.recipe import Recipe
@@ -79,7 +80,7 @@ def record_dynamics(
     OwnedBatches(rows, proxy.batch_size, seed=seed, workers=workers)
     firsts = np.cumsum([0, *parts.values()])[:-1].tolist()
     placed = list(zip(parts, firsts, parts.values(), strict=True))
-    content = _check_labels(table, labels, placed, classes)
+    content = check_labels(table, labels, placed, classes)
     mark = [type(proxy).__name__, asdict(proxy), classes, seed, content]
     fingerprint = hashlib.sha256(json.dumps(mark, sort_keys=True).encode()).hexdigest()
     job = Recording(
@@ -127,43 +128,6 @@ def _check_proxy(proxy: MlpRecipe | Recipe, classes: int, images: pa.Table | Non
         raise ValueError("an MLP trains on embeddings: give `images` for a ResNet, and only then")
     if isinstance(proxy, Recipe) and proxy.weighted:
         raise ValueError("weighted=True: the proxy trains on all images alike; set it to False")
-
-
-def _check_labels(
-    table: PartedTable, labels: Location, placed: list[Part], classes: int
-) -> list[str]:
-    """A hash of each block of labels; `ValueError` for the first that cannot be trained on."""
-    tasks = [
-        _check.remote(table.folder.uri, labels.uri, block, classes) for block in blocks_of(placed)
-    ]
-    return ray.get(tasks)
-
-
-@ray.remote(max_retries=3)
-def _check(table: str, labels: str, parts: list[Part], classes: int) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for name, _, rows in parts:
-        file = locate(labels) / f"part-{name}.parquet"
-        if not file.exists():
-            raise ValueError(f"{file.uri} is missing: make the pseudo-labels again")
-        found = read_table(file, ["uid", "label"])
-        uid = read_table(PartedTable(locate(table)).part(name), ["uid"])["uid"]
-        if len(found) != rows or not found["uid"].equals(uid):
-            raise ValueError(
-                f"{file.uri} holds labels of other images than part {name!r} of {table}, or in "
-                "another order: make the pseudo-labels again"
-            )
-        if found["label"].null_count:
-            raise ValueError(f"{file.uri} has rows without a label: make the pseudo-labels again")
-        label = found["label"].to_numpy()
-        wrong = np.flatnonzero((label < 0) | (label >= classes))
-        if len(wrong):
-            raise ValueError(
-                f"{file.uri} has label {label[wrong[0]]} in row {wrong[0]} ({len(wrong)} such rows)"
-                f" with classes={classes}; labels go from 0 to classes - 1: correct classes"
-            )
-        digest.update(uid_words(uid).tobytes() + label.astype(np.int64).tobytes())
-    return digest.hexdigest()
 
 
 def _in_order(images: pa.Table, table: PartedTable, parts: dict[str, int]) -> pa.Table:

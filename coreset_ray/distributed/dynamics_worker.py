@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from coreset_ray.distributed.fit import Hopeless
+from coreset_ray.distributed.labels import read_labels
 from coreset_ray.distributed.train_loop import Training, Worker
 from coreset_ray.distributed.train_worker import MAX_PIXELS, image_loader
 from coreset_ray.io.array_files import create_array
@@ -22,7 +23,7 @@ from coreset_ray.io.embedding_rows import EmbeddingRows, lay_rows
 from coreset_ray.io.epoch_records import record_file, write_record
 from coreset_ray.io.filesystem import Location, locate
 from coreset_ray.io.images import decode
-from coreset_ray.io.tables import PartedTable, read_table
+from coreset_ray.io.tables import PartedTable
 from coreset_ray.models.dynamics import METRICS, measure
 from coreset_ray.models.image_cache import CachedImages, ImageCache
 from coreset_ray.models.images import EpochBatches, OwnedBatches
@@ -75,7 +76,7 @@ class _Recorder(Worker):
     def __init__(self, job: Recording) -> None:
         super().__init__(job)
         self.rows = sum(job.parts.values())
-        self.label = self._labels()
+        self.label = read_labels(job.labels, job.parts, self.rank, self.world)
         folder = Path(job.scratch) / job.fingerprint[:16]  # others may train beside this one
         self.scratch = folder / f"worker-{self.rank}-of-{self.world}"
         self.scratch.mkdir(parents=True, exist_ok=True)
@@ -140,17 +141,6 @@ class _Recorder(Worker):
 
     def _mine(self, row: int) -> bool:
         return row % self.world == self.rank
-
-    def _labels(self) -> np.ndarray:
-        """Of this worker's rows, int32."""
-        found, first = [], 0
-        for part, rows in self.job.parts.items():
-            file = locate(self.job.labels) / f"part-{part}.parquet"
-            label = read_table(file, ["label"])["label"].to_numpy()
-            assert len(label) == rows, "checked before training"
-            found.append(label[(self.rank - first) % self.world :: self.world].astype(np.int32))
-            first += rows
-        return np.concatenate(found)
 
 
 class _EmbeddingRecorder(_Recorder):
