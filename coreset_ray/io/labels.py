@@ -1,9 +1,10 @@
-"""Labels, for evaluation only: from .cls members, or from a CSV file by key."""
+"""Labels from .cls members, or from a CSV file by key."""
 
 from collections.abc import Sequence
 from typing import Literal
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from pyarrow import csv
 
 from coreset_ray.io.filesystem import Location, locate
@@ -19,7 +20,7 @@ def attach_labels(
     Returns the image rows; without those that have no label if `unlabeled` is drop, else these
     raise `ValueError` naming how many they are, and one.
     """
-    found = _from_members(images) if source == "cls" else _from_csv(images, source)
+    found = labels_of_members(images) if source == "cls" else labels_of_file(images, source)
     rows = images.filter(images["image"])
     labels = [(found.get(uid) or "").strip() for uid in rows["uid"].to_pylist()]
     missing = [i for i, label in enumerate(labels) if not label]
@@ -35,11 +36,11 @@ def attach_labels(
     return labeled.filter(pa.array([bool(label) for label in labels], pa.bool_()))
 
 
-def label_mark(source: str) -> list[int]:
+def label_mark(source: str, setting: str = "evaluate.labels") -> list[int]:
     """What changes when a labels file does; nothing for `cls`. `ValueError` if it is not there."""
     if source == "cls":
         return []
-    location = _file(source)
+    location = _file(source, setting)
     info = location.fs.get_file_info(location.path)
     return [info.size or 0, info.mtime_ns or 0]
 
@@ -50,41 +51,68 @@ def class_names(labels: Sequence[str]) -> list[str]:
     return sorted(names, key=int) if all(_is_whole(n) for n in names) else names
 
 
-def _from_members(members: pa.Table) -> dict[str, str]:
+def labels_of_members(members: pa.Table) -> dict[str, str]:
+    """The text of each sample's .cls by uid, of rows of `MEMBERS`."""
     pairs = zip(members["uid"].to_pylist(), members["text"].to_pylist(), strict=True)
     return {uid: text for uid, text in pairs if text is not None}
 
 
-def _from_csv(members: pa.Table, path: str) -> dict[str, str]:
-    location = _file(path)
-    text = csv.ConvertOptions(
-        column_types={name: pa.string() for name in ("shard", "key", "label")},
+def labels_of_file(images: pa.Table, path: str, setting: str = "evaluate.labels") -> dict[str, str]:
+    """The label of each image that a CSV file names, by uid; the file is read piece by piece.
+
+    images: columns uid, shard and key. Raises `ValueError`, with the setting that names the file,
+    where it is missing, has other columns or names one of these images twice.
+    """
+    location = _file(path, setting)
+    names = _columns(location, path, setting)
+    by = [name for name in ("shard", "key") if name in names]
+    uids: dict[tuple[str, ...], list[str]] = {}
+    places = zip(*(images[name].to_pylist() for name in by), strict=True)
+    for uid, place in zip(images["uid"].to_pylist(), places, strict=True):
+        uids.setdefault(place, []).append(uid)
+    found: dict[tuple[str, ...], str] = {}
+    twice: set[tuple[str, ...]] = set()
+    wanted = pc.field("key").isin(images["key"].unique())
+    with location.open_stream() as stream:
+        for rows in csv.open_csv(stream, convert_options=_as_text([*by, "label"])):
+            rows = pa.Table.from_batches([rows]).filter(wanted)
+            *columns, labels = (rows[name].to_pylist() for name in (*by, "label"))
+            for place, label in zip(zip(*columns, strict=True), labels, strict=True):
+                if place in found:
+                    twice.add(place)
+                elif place in uids:
+                    found[place] = label
+    if twice:
+        raise ValueError(
+            f"{setting}={path!r} names {len(twice)} images twice by {','.join(by)}: keep one line "
+            "an image, with columns shard,key,label"
+        )
+    return {uid: label for place, label in found.items() for uid in uids[place]}
+
+
+def _columns(location: Location, path: str, setting: str) -> list[str]:
+    """The names of a CSV file's columns, those of a label and a place among them."""
+    with location.open_stream() as stream, csv.open_csv(stream) as reader:
+        names = reader.schema.names
+    if not {"key", "label"} <= set(names):
+        raise ValueError(
+            f"{setting}={path!r} has columns {names}: expected key,label or shard,key,label"
+        )
+    return names
+
+
+def _as_text(names: list[str]) -> csv.ConvertOptions:
+    return csv.ConvertOptions(
+        column_types={name: pa.string() for name in names},
+        include_columns=names,
         strings_can_be_null=False,
     )
-    with location.open_stream() as stream:
-        table = csv.read_csv(stream, convert_options=text)
-    by = [name for name in ("shard", "key") if name in table.column_names]
-    if "key" not in by or "label" not in table.column_names:
-        raise ValueError(
-            f"evaluate.labels={path!r} has columns {table.column_names}: expected key,label or "
-            "shard,key,label"
-        )
-    places = list(zip(*(table[name].to_pylist() for name in by), strict=True))
-    labels = dict(zip(places, table["label"].to_pylist(), strict=True))
-    if len(labels) < len(places):
-        raise ValueError(
-            f"evaluate.labels={path!r} names {len(places) - len(labels)} images twice by "
-            f"{','.join(by)}: keep one line an image, with columns shard,key,label"
-        )
-    wanted = zip(*(members[name].to_pylist() for name in by), strict=True)
-    found = zip(members["uid"].to_pylist(), wanted, strict=True)
-    return {uid: labels[place] for uid, place in found if place in labels}
 
 
-def _file(path: str) -> Location:
+def _file(path: str, setting: str) -> Location:
     location = locate(path)
     if not location.exists():
-        raise ValueError(f"evaluate.labels={path!r} does not exist: give `cls` or a CSV file")
+        raise ValueError(f"{setting}={path!r} does not exist: give `cls` or a CSV file")
     return location
 
 
