@@ -25,6 +25,7 @@ class MlpRecipe:
     """
 
     __pydantic_config__: ClassVar[Mapping[str, Any]] = {"extra": "forbid"}  # no unknown settings
+    fewest_epochs: ClassVar[int] = 1
 
     hidden: int = 512
     epochs: int = 30
@@ -38,7 +39,7 @@ class MlpRecipe:
         check_precision(self.precision)
         if self.optimizer_name not in ("adamw", "sgd"):
             raise ValueError(f"optimizer_name={self.optimizer_name!r}: expected adamw or sgd")
-        for name, least in (("hidden", 1), ("epochs", 1), ("batch_size", 2)):
+        for name, least in (("hidden", 1), ("epochs", self.fewest_epochs), ("batch_size", 2)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}={getattr(self, name)}: expected at least {least}")
         if not 0 < self.lr < math.inf:
@@ -67,6 +68,17 @@ class MlpRecipe:
         return compute_dtype(self.precision, device)
 
 
+@dataclass(frozen=True)
+class ProxyRecipe(MlpRecipe):
+    """The same for a classifier that is asked after a few epochs what it makes of each image;
+    untrained after none."""
+
+    fewest_epochs: ClassVar[int] = 0
+
+    hidden: int = 128
+    epochs: int = 10
+
+
 class Mlp(nn.Module):
     """(b, m) embeddings, not standardised → (b, classes) logits."""
 
@@ -82,7 +94,11 @@ class Mlp(nn.Module):
         )
 
     def forward(self, embedding: torch.Tensor) -> torch.Tensor:
-        return self.layers((embedding.float() - self.mean) / self.deviation)
+        return self.layers(self.standardize(embedding))
+
+    def standardize(self, embedding: torch.Tensor) -> torch.Tensor:
+        """(b, m) → (b, m) float32, what the first layer sees."""
+        return (embedding.float() - self.mean) / self.deviation
 
 
 def fit_and_test(
