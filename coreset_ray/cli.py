@@ -123,8 +123,8 @@ def _parser() -> argparse.ArgumentParser:
                 metavar="NAME",
                 action="append",
                 default=[],
-                help="knn, clusters, pseudo_labels or dynamics, and what it is made of; may be "
-                "given several times (default: all)",
+                help="knn, clusters, pseudo_labels, dynamics or proxy, and what it is made of; "
+                "may be given several times (default: all)",
             )
         stage.set_defaults(command=_run_stage, module=module)
     shards = _command(commands, "shards", "make WebDataset shards", _shards_help())

@@ -19,7 +19,7 @@ from coreset_ray.clustering.deep import HeadSettings
 from coreset_ray.core.method import Sampled, Scorer
 from coreset_ray.core.rule import Rule
 from coreset_ray.core.whole_set import WholeSet
-from coreset_ray.models.mlp import MlpRecipe
+from coreset_ray.models.mlp import MlpRecipe, ProxyRecipe
 from coreset_ray.models.recipe import Recipe
 from coreset_ray.models.spec import EncoderSpec
 from coreset_ray.strict import validate
@@ -176,15 +176,37 @@ class DynamicsConfig(Section):
         return validate(MlpRecipe, self.params if self.proxy == "mlp" else {}, "params")
 
 
-class SignalsConfig(Section):
-    """What further methods read beside embeddings. classes: c, or `auto` to have it proposed."""
+class ProxyConfig(Section):
+    """MLPs on the embeddings are trained on the labels for a few epochs and asked what they make of
+    each image. runs: trainings that differ in their seed; all but gradient norms are of the first.
+    params: its recipe (ProxyRecipe in coreset_ray/models/mlp.py); epochs may be 0."""
 
+    runs: Positive = 5
+    params: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _params_exist(self) -> "ProxyConfig":
+        self.recipe()
+        return self
+
+    def recipe(self) -> ProxyRecipe:
+        return validate(ProxyRecipe, self.params, "params")
+
+
+class SignalsConfig(Section):
+    """What further methods read beside embeddings. labels: what a classifier learns and what
+    `pseudo_labels` holds: `pseudo` finds them, `cls` or a CSV file as in evaluate.labels names
+    true ones of the whole pool. classes: c, or `auto` to have it proposed, or counted in labels
+    that are given."""
+
+    labels: Annotated[str, Field(min_length=1)] = "pseudo"
     classes: Annotated[int, Field(ge=2)] | Literal["auto"] = "auto"
     seed: Seed = 0
     knn: KnnConfig = KnnConfig()
     clusters: ClustersConfig = ClustersConfig()
     pseudo_labels: PseudoLabelsConfig = PseudoLabelsConfig()
     dynamics: DynamicsConfig = DynamicsConfig()
+    proxy: ProxyConfig = ProxyConfig()
 
 
 Budget = Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, le=1)]

@@ -1,4 +1,4 @@
-"""neighbours or clusters → a pseudo-label for every image."""
+"""neighbours or clusters → a pseudo-label for every image; or the labels that are given."""
 
 import logging
 import time
@@ -13,10 +13,11 @@ from coreset_ray.clustering.kmeans_fit import Clustering
 from coreset_ray.config import Config, fingerprint
 from coreset_ray.distributed.deep_clusters import train_heads
 from coreset_ray.distributed.export import locate_members
+from coreset_ray.distributed.given_labels import SETTING, GivenLabels, write_given_labels
 from coreset_ray.distributed.relabel import labels_of_clusters
 from coreset_ray.distributed.session import choose_device, session
-from coreset_ray.io.labels import attach_labels
-from coreset_ray.io.tables import read_table
+from coreset_ray.io.labels import attach_labels, label_mark
+from coreset_ray.io.tables import part_name, read_table
 from coreset_ray.io.workspace import Stage, Workspace
 from coreset_ray.version import __version__
 from pipelines import classes, signal_clusters, signal_knn
@@ -26,12 +27,20 @@ _log = logging.getLogger(__name__)
 
 _DIAGNOSED = 200_000  # images at most
 
+Wanted = HeadSettings | Clustering | GivenLabels
 
-def stage_of(config: Config) -> tuple[Stage, dict[str, Any], HeadSettings | Clustering]:
+
+def stage_of(config: Config) -> tuple[Stage, dict[str, Any], Wanted]:
     """Where this configuration's pseudo-labels lie, the snapshot they are of, and how they are
     made."""
     snapshot, told = pool_table(config).snapshot(), config.signals
-    wanted: HeadSettings | Clustering
+    wanted: Wanted
+    if told.labels != "pseudo":
+        # Labels lie outside what was embedded: a part's name tells when its shard changed.
+        mark = [label_mark(told.labels, SETTING), list(filled(snapshot))]
+        content = fingerprint(["given", key_of(snapshot), told.labels, mark])
+        found = Workspace(config.workspace).stage("signals", "pseudo_labels", content)
+        return found, snapshot, GivenLabels(told.labels)
     if told.pseudo_labels.clustering == "kmeans":
         stage, _, wanted = signal_clusters.stage_of(_as_clusters(config))
     else:
@@ -45,31 +54,28 @@ def stage_of(config: Config) -> tuple[Stage, dict[str, Any], HeadSettings | Clus
 def run(config: Config) -> dict[str, Any]:
     """Writes the pseudo-labels, and what they are made of before them, if they are not there yet;
     returns their record and, where true labels are named, the report of how far they agree."""
-    classes.run(config)
-    if config.signals.pseudo_labels.clustering == "kmeans":
-        signal_clusters.run(_as_clusters(config))
-    else:
-        signal_knn.run(config)
+    _make_before(config)
     stage, snapshot, wanted = stage_of(config)
     if (record := stage.done()) is not None:
         _log.info("pseudo_labels: nothing to do, %s is finished", stage.folder.uri)
+        _check_classes(config, record["classes"])
         return record | _diagnosis(config, stage, record)
     start = time.monotonic()
     with session(config.compute.address):
         facts = _write(config, stage, snapshot, wanted)
     seconds = round(time.monotonic() - start, 2)
-    count = wanted.classes if isinstance(wanted, HeadSettings) else wanted.count
+    count = _count(wanted, facts)
+    kind = "given" if isinstance(wanted, GivenLabels) else config.signals.pseudo_labels.clustering
     _log.info(
         "pseudo_labels: %d classes of %d images by %s in %.1f s, in %s",
-        *(count, snapshot["rows"], config.signals.pseudo_labels.clustering, seconds),
-        stage.folder.uri,
+        *(count, snapshot["rows"], kind, seconds, stage.folder.uri),
     )
     record = stage.finish(
         {
             "snapshot": key_of(snapshot),
             "table": snapshot["table"],
             "parts": filled(snapshot),
-            "clustering": config.signals.pseudo_labels.clustering,
+            "clustering": kind,
             "settings": asdict(wanted),
             **facts,
             "classes": count,
@@ -77,13 +83,18 @@ def run(config: Config) -> dict[str, Any]:
             "version": __version__,
         }
     )
+    _check_classes(config, count)
     return record | _diagnosis(config, stage, record)
 
 
 def _write(
-    config: Config, stage: Stage, snapshot: dict[str, Any], wanted: HeadSettings | Clustering
+    config: Config, stage: Stage, snapshot: dict[str, Any], wanted: Wanted
 ) -> dict[str, Any]:
     parts = filled(snapshot)
+    if isinstance(wanted, GivenLabels):
+        table = pool_table(config)
+        shards = {part_name(shard): shard for shard in table.shards}
+        return write_given_labels(table.parts, parts, shards, wanted, stage.folder)
     if isinstance(wanted, Clustering):
         clusters = signal_clusters.stage_of(_as_clusters(config))[0]
         return {"rows_of_label": labels_of_clusters(clusters.folder, parts, stage.folder)}
@@ -96,6 +107,39 @@ def _write(
         workers=config.compute.train_workers,
         use_gpu=choose_device(config.compute.device) == "cuda",
     )
+
+
+def _make_before(config: Config) -> None:
+    """What they are made of; nothing, said loudly, where they are given."""
+    if config.signals.labels != "pseudo":
+        _log.warning(
+            "pseudo_labels: signals.labels=%s READS LABELS OF THE WHOLE POOL, and what is selected "
+            "depends on them; signals.pseudo_labels finds none",
+            config.signals.labels,
+        )
+        return
+    classes.run(config)
+    if config.signals.pseudo_labels.clustering == "kmeans":
+        signal_clusters.run(_as_clusters(config))
+    else:
+        signal_knn.run(config)
+
+
+def _count(wanted: Wanted, facts: dict[str, Any]) -> int:
+    """Classes."""
+    if isinstance(wanted, GivenLabels):
+        return len(facts["names"])
+    return wanted.classes if isinstance(wanted, HeadSettings) else wanted.count
+
+
+def _check_classes(config: Config, found: int) -> None:
+    """`ValueError` where labels are given of another number of classes than is configured."""
+    told = config.signals
+    if told.labels != "pseudo" and told.classes not in ("auto", found):
+        raise ValueError(
+            f"signals.classes={told.classes}: {SETTING}={told.labels!r} names {found} classes; "
+            "correct it or leave it out"
+        )
 
 
 def _as_clusters(config: Config) -> Config:

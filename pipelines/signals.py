@@ -1,4 +1,5 @@
-"""embedding table → what further methods read: neighbours, clusters, pseudo-labels, dynamics.
+"""embedding table → what further methods read: neighbours, clusters, pseudo-labels, dynamics and
+what a classifier makes of each image.
 
 Each signal is a stage of its own, which makes first what it reads itself.
 """
@@ -11,7 +12,13 @@ from coreset_ray.config import Config
 from coreset_ray.distributed.blocks import signals_of
 from coreset_ray.distributed.session import session
 from coreset_ray.io.workspace import Stage
-from pipelines import signal_clusters, signal_dynamics, signal_knn, signal_pseudo_labels
+from pipelines import (
+    signal_clusters,
+    signal_dynamics,
+    signal_knn,
+    signal_proxy,
+    signal_pseudo_labels,
+)
 from pipelines.inputs import NotReady
 
 SIGNALS: dict[str, ModuleType] = {
@@ -19,6 +26,7 @@ SIGNALS: dict[str, ModuleType] = {
     "clusters": signal_clusters,
     "pseudo_labels": signal_pseudo_labels,
     "dynamics": signal_dynamics,
+    "proxy": signal_proxy,
 }
 GROUPS = {"clusters": "cluster", "pseudo_labels": "label"}  # the column that groups rows
 

@@ -4,7 +4,7 @@ import numpy as np
 
 from coreset_ray.core.pool import Pool
 
-K, EPOCHS, CLASSES = 5, 12, 4
+K, EPOCHS, CLASSES, RUNS, HIDDEN = 5, 12, 4, 3, 6
 
 
 def pool_with_signals(embedding: np.ndarray, uid: np.ndarray, seed: int = 0) -> Pool:
@@ -29,7 +29,7 @@ def neighbors(embedding: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def drawn(n: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Clusters, pseudo-labels and what a classifier's training leaves behind."""
+    """Clusters, pseudo-labels, what a classifier's training leaves behind, what one says."""
     logits = np.cumsum(rng.normal(size=(n, EPOCHS, CLASSES)), axis=1)
     label = rng.integers(0, CLASSES, n)
     found = {
@@ -39,6 +39,7 @@ def drawn(n: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         "pseudo_labels.confidence": rng.random(n).astype(np.float32),
         "pseudo_labels.agreement": rng.random(n).astype(np.float32),
         **dynamics(logits, label),
+        **proxy(logits[:, -1], label, rng),
     }
     return {**found, **proxy(label, rng)}
 
@@ -80,6 +81,25 @@ def dynamics(logits: np.ndarray, label: np.ndarray) -> dict[str, np.ndarray]:
     return {
         f"dynamics.{n}": v if v.dtype == bool else v.astype(np.float32) for n, v in found.items()
     }
+
+
+def proxy(logits: np.ndarray, label: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """What is written of a classifier with these logits (n, c), its features drawn, and of other
+    runs, their gradients drawn."""
+    p = np.exp(logits - logits.max(axis=1, keepdims=True))
+    p /= p.sum(axis=1, keepdims=True)
+    feature = np.maximum(rng.normal(size=(len(label), HIDDEN)), 0)
+    error = np.linalg.norm(p - np.eye(p.shape[1])[label], axis=1)
+    norm = error * np.sqrt(np.square(feature).sum(axis=1) + 1)
+    others = norm[:, None] * rng.uniform(0.5, 2, (len(label), RUNS - 1))
+    found = {
+        "probability": p,
+        "feature": feature,
+        "gradient_norm": np.concatenate([norm[:, None], others], axis=1),
+        "perturbation": rng.exponential(size=len(label)) + 0.01,
+    }
+    told = {f"proxy.{name}": values.astype(np.float32) for name, values in found.items()}
+    return {"proxy.label": label.astype(np.int32), **told}
 
 
 def rearranged(of: Pool, order: np.ndarray) -> Pool:

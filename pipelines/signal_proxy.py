@@ -1,0 +1,67 @@
+"""labels → what classifiers make of every image after a few epochs."""
+
+import logging
+import time
+from typing import Any
+
+from coreset_ray.config import Config, fingerprint
+from coreset_ray.distributed.proxy import train_proxy
+from coreset_ray.distributed.session import choose_device, session
+from coreset_ray.io.workspace import Stage, Workspace
+from coreset_ray.version import __version__
+from pipelines import signal_pseudo_labels
+from pipelines.inputs import filled, key_of, pool_table, scratch_of
+
+_log = logging.getLogger(__name__)
+
+
+def stage_of(config: Config) -> tuple[Stage, dict[str, Any], dict[str, Any]]:
+    """Where what this configuration's classifiers say lies, the snapshot it is of, and the record
+    of the labels, with their folder."""
+    snapshot = pool_table(config).snapshot()
+    stage, labels = signal_pseudo_labels.finished(config)
+    told = config.signals.proxy
+    content = fingerprint([stage.name, told.runs, told.recipe(), config.signals.seed])
+    found = Workspace(config.workspace).stage("signals", "proxy", content)
+    return found, snapshot, labels | {"folder": stage.folder}
+
+
+def run(config: Config) -> dict[str, Any]:
+    """Writes it, and the labels before it, if it is not there yet; returns its record."""
+    signal_pseudo_labels.run(config)
+    stage, snapshot, labels = stage_of(config)
+    if (record := stage.done()) is not None:
+        _log.info("proxy: nothing to do, %s is finished", stage.folder.uri)
+        return record
+    told, parts, start = config.signals.proxy, filled(snapshot), time.monotonic()
+    with session(config.compute.address):
+        facts = train_proxy(
+            *(pool_table(config).parts, parts, labels["folder"], stage.folder),
+            recipe=told.recipe(),
+            runs=told.runs,
+            classes=labels["classes"],
+            seed=config.signals.seed,
+            scratch=scratch_of(config, f"{key_of(snapshot)}-rows"),
+            storage_path=(stage.folder / "training").uri,
+            name="proxy",
+            workers=config.compute.train_workers,
+            use_gpu=choose_device(config.compute.device) == "cuda",
+        )
+    seconds = round(time.monotonic() - start, 2)
+    _log.info(
+        "proxy: %d runs of %d epochs on %d images in %.1f s, accuracy %.3f on their labels, in %s",
+        *(told.runs, facts["epochs"], snapshot["rows"], seconds, facts["accuracy"]),
+        stage.folder.uri,
+    )
+    return stage.finish(
+        {
+            "snapshot": key_of(snapshot),
+            "table": snapshot["table"],
+            "parts": parts,
+            "pseudo_labels": labels["folder"].path.rsplit("/", 1)[1],
+            **facts,
+            "recipe": vars(told.recipe()),
+            "seconds": seconds,
+            "version": __version__,
+        }
+    )
