@@ -67,7 +67,7 @@ def run(config: Config) -> dict[str, Any]:
     count = _count(wanted, facts)
     kind = "given" if isinstance(wanted, GivenLabels) else config.signals.pseudo_labels.clustering
     _log.info(
-        "pseudo_labels: %d classes of %d images by %s in %.1f s, in %s",
+        "pseudo_labels: %d classes of %d images, %s, in %.1f s, in %s",
         *(count, snapshot["rows"], kind, seconds, stage.folder.uri),
     )
     record = stage.finish(

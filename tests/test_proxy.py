@@ -223,18 +223,23 @@ def truth_of(config) -> dict[str, str]:
     return found
 
 
-def trained(z: np.ndarray, label: np.ndarray, seed: int) -> Mlp:
-    """One run alone, in plain torch."""
+def trained(z: np.ndarray, label: np.ndarray, seed: int, workers: int = 1) -> Mlp:
+    """One run alone, in plain torch, on the batches that so many workers share."""
     recipe = ProxyRecipe(**RECIPE)  # type: ignore[arg-type]
     torch.manual_seed(seed)
     model = recipe.build(10, z.mean(axis=0, dtype=np.float64), z.std(axis=0, dtype=np.float64))
     optimizer = recipe.optimizer(model)
-    batches = OwnedBatches(len(z), recipe.batch_size, seed=seed)
-    for step in range(recipe.epochs * len(batches)):
-        epoch, number = divmod(step, len(batches))
-        batches.set_epoch(epoch)
-        rows = batches.own[number]
-        optimizer.param_groups[0]["lr"] = recipe.learning_rate(step, recipe.epochs * len(batches))
+    shares = [
+        OwnedBatches(len(z), recipe.batch_size, seed=seed, worker=w, workers=workers)
+        for w in range(workers)
+    ]
+    steps = recipe.epochs * len(shares[0])
+    for step in range(steps):
+        epoch, number = divmod(step, len(shares[0]))
+        for share in shares:
+            share.set_epoch(epoch)
+        rows = np.concatenate([share.row(share.own[number]) for share in shares])
+        optimizer.param_groups[0]["lr"] = recipe.learning_rate(step, steps)
         out = model(torch.tensor(z[rows]))
         optimizer.zero_grad()
         nn.functional.cross_entropy(out, torch.tensor(label[rows]).long()).backward()
@@ -346,11 +351,22 @@ def test_resumed_equals_uninterrupted(finished, tmp_path, monkeypatch) -> None:
 
 
 @pytest.mark.slow
-def test_untrained_on_two_workers(finished, tmp_path) -> None:
-    config = load(finished)
+def test_untrained(finished, tmp_path) -> None:
     recipe = ProxyRecipe(**RECIPE | {"epochs": 0})  # type: ignore[arg-type]
-    facts = train(config, tmp_path, recipe=recipe, workers=2, runs=1)
+    facts = train(load(finished), tmp_path, recipe=recipe, runs=1)
     assert facts["epochs"] == 0 and facts["train_loss"] is None and facts["accuracy"] < 0.5
+
+
+@pytest.mark.slow
+def test_two_workers_share_each_batch(finished, tmp_path) -> None:
+    config = load(finished)
+    facts = train(config, tmp_path, workers=2, runs=2)
+    assert facts["workers"] == 2 and 0 < facts["train_loss"] < 3
+    models = runs_of(torch.load(tmp_path / "out" / "models.pt", weights_only=True)["models"])
+    z, label = embeddings_of(config), columns_of(config)["label"]
+    alone = trained(z, label, 3, workers=2)
+    told = (model(torch.tensor(z)).detach() for model in (models.run(0), alone))
+    torch.testing.assert_close(*told, rtol=5e-3, atol=5e-3)
 
 
 # ---- labels that are given ---------------------------------------------------------------------

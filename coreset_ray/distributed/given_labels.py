@@ -57,7 +57,7 @@ def write_given_labels(
     names = _names(found, sum(parts.values()), wanted.source)
     shared = ray.put({name: number for number, name in enumerate(names)})
     tasks = [_number.remote(texts.uri, part, shared, out.uri) for part in parts]
-    rows = _all(tasks, "numbers")
+    rows = _all(tasks, "parts numbered")
     texts.fs.delete_dir(texts.path)
     return {"names": names, "rows_of_label": np.sum(rows, axis=0).tolist()}
 
@@ -66,7 +66,7 @@ def _names(found: list[ray.ObjectRef], rows: int, source: str) -> list[str]:
     """All names in order."""
     names: set[str] = set()
     missing, first = 0, None
-    for some, without, example in _all(found, "labels"):
+    for some, without, example in _all(found, "tasks"):
         names |= some
         missing, first = missing + without, first or example
     if first is not None:
