@@ -6,6 +6,7 @@ import importlib.util
 import pickle
 from collections import OrderedDict
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -65,7 +66,14 @@ def _packaged(reference: str, entry: Published) -> Path:
 
 
 def sha256_of(path: Path) -> str:
-    """The content's SHA-256, hexadecimal."""
+    """The content's SHA-256, hexadecimal; read once in a process for as long as the file stays
+    what it is."""
+    told = path.stat()
+    return _sha256(path, told.st_size, told.st_mtime_ns)
+
+
+@cache
+def _sha256(path: Path, size: int, mtime_ns: int) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
