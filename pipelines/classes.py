@@ -29,6 +29,11 @@ def count(config: Config) -> int:
     return record["classes"]
 
 
+def made_of(config: Config) -> list[str]:
+    """The name of the stage that proposed the number, if one did."""
+    return [_stage(config)[0].name] if config.signals.classes == "auto" else []
+
+
 def run(config: Config) -> None:
     """Proposes a number of classes where it is `auto` and not proposed yet, and says so."""
     if config.signals.classes != "auto":
@@ -51,7 +56,13 @@ def run(config: Config) -> None:
         )
     seconds = round(time.monotonic() - start, 2)
     stage.finish(
-        {"snapshot": key_of(snapshot), **facts, "seconds": seconds, "version": __version__}
+        {
+            "snapshot": key_of(snapshot),
+            "made_of": [],
+            **facts,
+            "seconds": seconds,
+            "version": __version__,
+        }
     )
 
 

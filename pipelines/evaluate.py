@@ -9,17 +9,19 @@ import pyarrow as pa
 
 from coreset_ray.config import Config, EvaluateConfig, ProbeConfig, fingerprint, plain
 from coreset_ray.core.random import uid_uniform
+from coreset_ray.distributed.evaluations import training_rows
 from coreset_ray.distributed.export import locate_members
 from coreset_ray.distributed.probe import ProbeJob, probe_all
 from coreset_ray.distributed.session import choose_device, cluster, session
 from coreset_ray.distributed.train import train_and_test
-from coreset_ray.io.labels import attach_labels, class_names, label_mark
+from coreset_ray.io.labels import label_mark
 from coreset_ray.io.shards import list_shards
 from coreset_ray.io.tables import read_table, uid_of, uid_words, write_table
 from coreset_ray.io.workspace import Stage, Workspace
-from pipelines import export, score, select_coreset, signals
+from pipelines import export, select_coreset
 from pipelines.embed import embed
 from pipelines.inputs import NotReady, Table, filled, pool_table
+from pipelines.labeled import labeled_images
 from pipelines.report import markdown, results_table
 
 _log = logging.getLogger(__name__)
@@ -45,11 +47,9 @@ def run(config: Config) -> dict[str, Any]:
     selection, _ = select_coreset.finished(config)
     export.finished(config)
     test = test_table(config)
-    # Labels lie outside what was embedded: in the shards' other members, or in a file.
-    marks = [_shard_marks(pool_table(config)), _shard_marks(test), label_mark(settings.labels)]
     # The number of training workers moves batch normalisation, and with it the accuracy.
     workers = config.compute.train_workers if settings.resnet is not None else None
-    content = fingerprint([selection.name, plain(config)["evaluate"], marks, workers])
+    content = fingerprint([selection.name, plain(config)["evaluate"], marks(config), workers])
     stage = Workspace(config.workspace).stage("evaluations", config.name, content)
     if (record := stage.done()) is not None:
         _log.info("evaluate: nothing to do, %s is finished", stage.folder.uri)
@@ -57,7 +57,7 @@ def run(config: Config) -> dict[str, Any]:
     with session(config.compute.address):
         embed(config, test)
         arms = _arms(config, settings)
-        pool, truth, names = _labeled(config, settings, arms, test)
+        pool, truth, names = labeled_images(config, [arm.rows for arm in arms], test)
         results = []
         if settings.probe is not None or settings.knn is not None:
             results += _probe(config, settings, arms, pool, test, truth)
@@ -82,6 +82,13 @@ def check(config: Config) -> None:
 def test_table(config: Config) -> Table:
     """The embedding table of the test shards."""
     return Table(config, _settings(config).test, "test_embeddings")
+
+
+def marks(config: Config) -> list[Any]:
+    """What changes when labels do. They lie outside what was embedded: in the shards' other
+    members, or in a file."""
+    source = label_mark(_settings(config).labels)
+    return [_shard_marks(pool_table(config)), _shard_marks(test_table(config)), source]
 
 
 def _settings(config: Config) -> EvaluateConfig:
@@ -128,54 +135,8 @@ def _arms(config: Config, settings: EvaluateConfig) -> list[Arm]:
 
 def _manifest(config: Config) -> pa.Table:
     """The manifest of a configuration, scored and selected if it was not yet."""
-    signals.make(config)
-    if config.scores:
-        score.run(config)
-    select_coreset.run(config)
-    stage, _ = select_coreset.finished(config)
+    stage = select_coreset.make(config)
     return read_table(stage.folder / "manifest.parquet", ["uid", "shard", "key", "weight"])
-
-
-def _labeled(
-    config: Config, settings: EvaluateConfig, arms: list[Arm], test: Table
-) -> tuple[pa.Table, pa.Table, list[str]]:
-    """Images of all arms and of the test set: uid, path, offset, size, label; class names."""
-    wanted = pa.concat_tables([arm.rows.select(["uid", "shard", "key"]) for arm in arms])
-    wanted = wanted.group_by(["uid", "shard", "key"]).aggregate([])
-    shards = {shard.name: shard for shard in pool_table(config).shards}
-    pool = attach_labels(
-        locate_members(shards, wanted), settings.labels, unlabeled=settings.unlabeled
-    )
-    truth = attach_labels(
-        locate_members({s.name: s for s in test.shards}, _every_image(test)), settings.labels
-    )
-    names = class_names(pool["label"].to_pylist() + truth["label"].to_pylist())
-    return _numbered(pool, names), _numbered(truth, names), names
-
-
-def _every_image(test: Table) -> pa.Table:
-    parts = list(filled(test.snapshot()))
-    columns = ["uid", "shard", "key"]
-    return pa.concat_tables([read_table(test.parts.part(part), columns) for part in parts])
-
-
-def _numbered(images: pa.Table, names: list[str]) -> pa.Table:
-    number = {name: i for i, name in enumerate(names)}
-    label = pa.array([number[text] for text in images["label"].to_pylist()], pa.int32())
-    return images.select(["uid", "path", "offset", "size"]).append_column("label", label)
-
-
-def _training_rows(arm: Arm, images: pa.Table) -> pa.Table:
-    """The arm's images that have a label, in its own order, with label and weight."""
-    rows = arm.rows.select(["uid", "weight"])
-    order = pa.array(np.arange(len(rows)))
-    joined = rows.append_column("order", order).join(images, "uid", join_type="inner")
-    if not len(joined):
-        raise ValueError(
-            f"none of the {len(rows)} images that {arm.name} chose (seed {arm.seed}) has a label: "
-            "there is nothing to train on; check evaluate.labels, or raise the budget"
-        )
-    return joined.sort_by("order").drop_columns(["order"])
 
 
 def _probe(
@@ -192,7 +153,9 @@ def _probe(
         wanted += [("probe", arm, None) for arm in arms]
     if settings.knn is not None:
         wanted += [("knn", arm, settings.knn.k) for arm in arms if not arm.weighted]
-    jobs = [ProbeJob(_training_rows(arm, images), arm.weighted, k) for _, arm, k in wanted]
+    jobs = [
+        ProbeJob(training_rows(arm.rows, images, arm.name), arm.weighted, k) for _, arm, k in wanted
+    ]
     outcomes = probe_all(
         jobs,
         (pool.parts, list(filled(pool.snapshot()))),
@@ -225,17 +188,12 @@ def _train(
 ) -> list[dict[str, Any]]:
     """One training for each arm; one that finished is not repeated."""
     assert settings.resnet is not None, "the caller checked"
-    gpu = choose_device(config.compute.device) == "cuda"
-    if gpu and cluster().gpus < config.compute.train_workers:
-        raise ValueError(
-            f"compute.train_workers={config.compute.train_workers}: each takes a GPU, and this "
-            f"cluster has {cluster().gpus:g}"
-        )
+    gpu = trains_on_gpu(config)
     exported = _exported_images(config)
     results = []
     for arm in arms:
         ours = arm.method != "random" and (arm.seed == config.score.seed or not settings.reselect)
-        rows = _training_rows(arm, _moved(images, exported) if ours else images)
+        rows = training_rows(arm.rows, _moved(images, exported) if ours else images, arm.name)
         method = arm.method.replace(" + ", "-")
         name = f"{method}-{arm.seed}{'-weighted' if arm.weighted else ''}"
         done = stage.folder / "training" / name / "result.json"
@@ -259,6 +217,17 @@ def _train(
         accuracy = done.read_json()["accuracy"]
         results.append(_result(settings.resnet.model, arm, rows, accuracy))
     return results
+
+
+def trains_on_gpu(config: Config) -> bool:
+    """Whether trainings have a GPU each worker; `ValueError` where there are GPUs, but too few."""
+    gpu = choose_device(config.compute.device) == "cuda"
+    if gpu and cluster().gpus < config.compute.train_workers:
+        raise ValueError(
+            f"compute.train_workers={config.compute.train_workers}: each takes a GPU, and this "
+            f"cluster has {cluster().gpus:g}"
+        )
+    return gpu
 
 
 def _exported_images(config: Config) -> pa.Table:

@@ -5,7 +5,7 @@ from typing import Any
 
 from coreset_ray.config import Config
 from coreset_ray.distributed.session import session
-from pipelines import embed, evaluate, export, score, select_coreset, signals
+from pipelines import embed, evaluate, export, select_coreset
 
 
 def run(config: Config) -> dict[str, Any]:
@@ -14,10 +14,7 @@ def run(config: Config) -> dict[str, Any]:
         evaluate.check(config)  # before hours are spent on the way there
     with session(config.compute.address):
         snapshot = embed.run(config)
-        signals.make(config)
-        if config.scores:
-            score.run(config)
-        select_coreset.run(config)
+        select_coreset.make(config)
         export.run(config)
         report = evaluate.run(config)["report"] if config.evaluate is not None else None
     selection, record = select_coreset.finished(config)

@@ -1,6 +1,7 @@
 """score table, or signals → manifest of what is kept."""
 
 import logging
+import time
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from pipelines.embed import embed
 from pipelines.inputs import NotReady, Table, filled, key_of, pool_table
 from pipelines.signals import GROUPS, signal_folders, signal_stages
 from pipelines.signals import finished as signal
+from pipelines.signals import make as make_signals
 
 _log = logging.getLogger(__name__)
 
@@ -82,6 +84,16 @@ def _told(config: Config, inputs: dict[str, Any]) -> dict[str, Any]:
     return told
 
 
+def make(config: Config) -> Stage:
+    """The finished selection, with the signals and scores that it reads; what is not there yet is
+    made."""
+    make_signals(config)
+    if config.scores:
+        score.run(config)
+    run(config)
+    return finished(config)[0]
+
+
 def run(config: Config) -> dict[str, Any]:
     """Writes manifest.parquet and selection.json; returns the stage's record."""
     if config.selector()[2]:
@@ -93,6 +105,7 @@ def run(config: Config) -> dict[str, Any]:
         _log.info("select: nothing to do, %s is finished", stage.folder.uri)
         return done
     manifest, workspace = stage.folder / "manifest.parquet", Workspace(config.workspace)
+    start = time.monotonic()
     selector = config.select.build(record["select"]["method"], record["select"]["params"])
     with session(config.compute.address):
         if isinstance(selector, Rule):
@@ -119,7 +132,8 @@ def run(config: Config) -> dict[str, Any]:
         }
     (stage.folder / "selection.json").write_json(selection)
     _log.info("select: kept %d of %d, in %s", record["kept"], record["rows"], manifest.uri)
-    return stage.finish({"kept": record["kept"], "pool": record["rows"]})
+    seconds = round(time.monotonic() - start, 2)
+    return stage.finish({"kept": record["kept"], "pool": record["rows"], "seconds": seconds})
 
 
 def choose_by_rule(

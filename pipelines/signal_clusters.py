@@ -61,6 +61,7 @@ def write(
             "snapshot": key_of(snapshot),
             "table": snapshot["table"],
             "parts": parts,
+            "made_of": classes.made_of(config) if config.signals.clusters.count is None else [],
             **asdict(wanted),
             **facts,
             "seconds": seconds,

@@ -64,7 +64,7 @@ def run(config: Config) -> dict[str, Any]:
             "snapshot": key_of(snapshot),
             "table": snapshot["table"],
             "parts": parts,
-            "pseudo_labels": labels["folder"].path.rsplit("/", 1)[1],
+            "made_of": [labels["folder"].path.rsplit("/", 1)[1]],
             **facts,
             "proxy": told.proxy,
             "recipe": vars(told.recipe()),

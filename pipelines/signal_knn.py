@@ -68,6 +68,7 @@ def run(config: Config) -> dict[str, Any]:
             "snapshot": key_of(snapshot),
             "table": snapshot["table"],
             "parts": parts,
+            "made_of": [],
             **vars(search),
             **facts,
             "seconds": seconds,

@@ -58,7 +58,7 @@ def run(config: Config) -> dict[str, Any]:
             "snapshot": key_of(snapshot),
             "table": snapshot["table"],
             "parts": parts,
-            "pseudo_labels": labels["folder"].path.rsplit("/", 1)[1],
+            "made_of": [labels["folder"].path.rsplit("/", 1)[1]],
             **facts,
             "recipe": vars(told.recipe()),
             "seconds": seconds,

@@ -97,9 +97,10 @@ def _write(
         return write_given_labels(table.parts, parts, shards, wanted, stage.folder)
     if isinstance(wanted, Clustering):
         clusters = signal_clusters.stage_of(_as_clusters(config))[0]
-        return {"rows_of_label": labels_of_clusters(clusters.folder, parts, stage.folder)}
+        counts = labels_of_clusters(clusters.folder, parts, stage.folder)
+        return {"rows_of_label": counts, "made_of": [clusters.name, *classes.made_of(config)]}
     knn = signal_knn.stage_of(config)[0]
-    return train_heads(
+    facts = train_heads(
         *(pool_table(config).parts, parts, knn.folder, wanted, stage.folder),
         scratch=scratch_of(config, f"{key_of(snapshot)}-rows"),
         name="heads",
@@ -107,6 +108,7 @@ def _write(
         workers=config.compute.train_workers,
         use_gpu=choose_device(config.compute.device) == "cuda",
     )
+    return facts | {"made_of": [knn.name, *classes.made_of(config)]}
 
 
 def _make_before(config: Config) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from coreset_ray.config import Config
 from coreset_ray.distributed.blocks import signals_of
 from coreset_ray.distributed.session import session
-from coreset_ray.io.workspace import Stage
+from coreset_ray.io.workspace import Stage, Workspace
 from pipelines import (
     signal_clusters,
     signal_dynamics,
@@ -81,6 +81,22 @@ def signal_stages(config: Config, needs: Sequence[str]) -> list[str]:
 def signal_folders(config: Config, needs: Sequence[str]) -> dict[str, str]:
     """Where the signals among these columns lie."""
     return {signal: finished(config, signal)[0].folder.uri for signal in signals_of(needs)}
+
+
+def seconds(config: Config, names: Sequence[str]) -> float | None:
+    """Wall time of these stages and of all that they are made of, each counted once; None where
+    a record does not say."""
+    folder, spent, waiting = Workspace(config.workspace).root / "signals", {}, list(names)
+    while waiting:
+        name = waiting.pop()
+        if name in spent:
+            continue
+        record = Stage(folder / name).done()
+        if record is None or "made_of" not in record:
+            return None
+        spent[name] = record["seconds"]
+        waiting += record["made_of"]
+    return sum(spent.values())
 
 
 if __name__ == "__main__":

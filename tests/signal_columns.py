@@ -32,7 +32,7 @@ def drawn(n: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
     """Clusters, pseudo-labels, what a classifier's training leaves behind, what one says."""
     logits = np.cumsum(rng.normal(size=(n, EPOCHS, CLASSES)), axis=1)
     label = rng.integers(0, CLASSES, n)
-    found = {
+    return {
         "clusters.cluster": rng.integers(0, 3, n).astype(np.int32),
         "clusters.distance": rng.random(n).astype(np.float32),
         "pseudo_labels.label": label.astype(np.int32),
@@ -40,20 +40,6 @@ def drawn(n: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         "pseudo_labels.agreement": rng.random(n).astype(np.float32),
         **dynamics(logits, label),
         **proxy(logits[:, -1], label, rng),
-    }
-    return {**found, **proxy(label, rng)}
-
-
-def proxy(label: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """What a trained classifier says of rows with these labels, (n,)."""
-    power = np.exp(rng.normal(size=(len(label), CLASSES)))
-    feature = np.maximum(rng.normal(size=(len(label), 6)), 0)
-    return {
-        "proxy.label": label.astype(np.int32),
-        "proxy.probability": (power / power.sum(axis=1, keepdims=True)).astype(np.float32),
-        "proxy.feature": feature.astype(np.float32),
-        "proxy.gradient_norm": rng.random((len(label), 3)).astype(np.float32),
-        "proxy.perturbation": (rng.random(len(label)) + 0.1).astype(np.float32),
     }
 
 

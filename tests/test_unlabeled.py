@@ -6,6 +6,7 @@ import pytest
 from pools import digits_pool, write_config
 
 from coreset_ray.config import load
+from coreset_ray.distributed.evaluations import training_rows
 from coreset_ray.io.degrade import Degrade
 from coreset_ray.io.sources import make_shards
 from coreset_ray.io.truth import bought
@@ -39,20 +40,19 @@ def test_a_degraded_pool_is_bought_labeled_and_judged(tmp_path, ray_local):
         evaluate.run(config.replace("evaluate", labels=str(tmp_path / "pool.csv")))
 
 
-def arm(*uid: str) -> evaluate.Arm:
-    weight = [float(i) for i in range(len(uid))]
-    return evaluate.Arm("top", 3, False, pa.table({"uid": list(uid), "weight": weight}))
+def coreset(*uid: str) -> pa.Table:
+    return pa.table({"uid": list(uid), "weight": [float(i) for i in range(len(uid))]})
 
 
 def test_training_rows_keep_the_order_and_weights_of_the_rest():
     images = pa.table({"uid": ["a", "b", "c", "other"], "label": [0, 1, 2, 3]})
-    rows = evaluate._training_rows(arm("x", "c", "y", "a"), images)
+    rows = training_rows(coreset("x", "c", "y", "a"), images, "top")
     assert rows.select(["uid", "weight", "label"]).to_pylist() == [
         {"uid": "c", "weight": 1.0, "label": 2},
         {"uid": "a", "weight": 3.0, "label": 0},
     ]
-    with pytest.raises(ValueError, match=r"none of the 2 images that top chose \(seed 3\)"):
-        evaluate._training_rows(arm("x", "y"), images)
+    with pytest.raises(ValueError, match=r"none of the 2 images of top has a label"):
+        training_rows(coreset("x", "y"), images, "top")
 
 
 def result(method: str, seed: int, unlabeled: int | None) -> dict:

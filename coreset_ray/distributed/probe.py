@@ -40,9 +40,9 @@ def probe_all(
     """
     union = pa.concat_tables([job.train.select(["uid"]) for job in jobs])
     union = union.group_by("uid").aggregate([])["uid"]
-    train = _gather.remote(pool[0].folder.uri, pool[1], union)
+    train = gather.remote(pool[0].folder.uri, pool[1], union)
     place = {uid: row for row, uid in enumerate(union.to_pylist())}
-    embeddings = _gather.remote(test[0].folder.uri, test[1], truth["uid"])
+    embeddings = gather.remote(test[0].folder.uri, test[1], truth["uid"])
     answer = ray.put(truth["label"].to_numpy())
     settings = {"l2": l2, "max_iterations": max_iterations}
     tasks = []
@@ -72,7 +72,7 @@ def _probe(
 
 
 @ray.remote(num_cpus=1)
-def _gather(folder: str, parts: list[str], uid: pa.ChunkedArray) -> np.ndarray:
+def gather(folder: str, parts: list[str], uid: pa.ChunkedArray) -> np.ndarray:
     """Embeddings of the images named, (k, m) float32 in that order; one part in memory at a
     time beside the result."""
     table = PartedTable(locate(folder))

@@ -1,0 +1,158 @@
+"""Many coresets evaluated side by side, over images and embeddings that are gathered once."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+
+from coreset_ray.distributed.probe import gather
+from coreset_ray.distributed.session import cluster
+from coreset_ray.distributed.train import train_and_test
+from coreset_ray.io.filesystem import locate
+from coreset_ray.io.tables import PartedTable, read_table
+from coreset_ray.models.probe import linear_probe
+from coreset_ray.models.recipe import Recipe
+
+# (k, m) embeddings and (k,) labels to learn, (n, m) and (n,) to be tested on → an outcome
+Evaluator = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], dict[str, Any]]
+
+
+def probe(
+    train: np.ndarray, labels: np.ndarray, test: np.ndarray, truth: np.ndarray, **settings: Any
+) -> dict[str, Any]:
+    """The linear probe as an evaluator, without weights; settings: its l2 and max_iterations."""
+    return asdict(linear_probe(train, labels, None, test, truth, **settings))
+
+
+@dataclass(frozen=True)
+class Coreset:
+    """What is evaluated. manifest: URI of a table with a column uid; evaluate: of embeddings."""
+
+    manifest: str
+    evaluate: Evaluator
+
+
+def evaluate_each(
+    coresets: Sequence[Coreset],
+    pool: tuple[PartedTable, list[str]],
+    images: pa.Table,
+    test: tuple[PartedTable, list[str]],
+    truth: pa.Table,
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Place and outcome of each coreset, as they finish; so many at a time as there are CPUs.
+
+    pool, test: a table and the names of its parts; images, truth: columns uid and label, of all
+    coresets together and of the test images.
+    """
+    images = images.select(["uid", "label"]).sort_by("uid")
+    shared = [
+        ray.put(_bytes(images["uid"])),
+        gather.remote(pool[0].folder.uri, pool[1], images["uid"]),
+        ray.put(images["label"].to_numpy()),
+        gather.remote(test[0].folder.uri, test[1], truth["uid"]),
+        ray.put(truth["label"].to_numpy()),
+    ]
+    tasks = [partial(_evaluate.remote, coreset, *shared) for coreset in coresets]
+    yield from _as_they_finish(tasks, max(1, int(cluster().cpus)))
+
+
+@dataclass(frozen=True)
+class Training:
+    """A coreset to train on, by its manifest. name: of its checkpoints; seed: of the training."""
+
+    manifest: str
+    name: str
+    seed: int
+
+
+def train_each(
+    trainings: Sequence[Training],
+    images: pa.Table,
+    truth: pa.Table,
+    recipe: Recipe,
+    *,
+    at_once: int,
+    **settings: Any,
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Place and outcome of each training, as they finish; `at_once` of them at a time.
+
+    images, truth: columns uid, path, offset, size, label, of all coresets together and of the
+    test images; settings: further ones of `train_and_test`, the same for all.
+    """
+    shared = [ray.put(images), ray.put(truth), recipe, settings]
+    tasks = [partial(_train.remote, training, *shared) for training in trainings]
+    yield from _as_they_finish(tasks, at_once)
+
+
+def training_rows(coreset: pa.Table, images: pa.Table, name: str) -> pa.Table:
+    """The coreset's images that have a label, in its own order, with label and weight.
+
+    name: of the coreset, for the message where none has.
+    """
+    rows = coreset.select(["uid", "weight"])
+    order = pa.array(np.arange(len(rows)))
+    joined = rows.append_column("order", order).join(images, "uid", join_type="inner")
+    if not len(joined):
+        raise ValueError(
+            f"none of the {len(rows)} images of {name} has a label: there is nothing to train on; "
+            "check evaluate.labels, or raise the budget"
+        )
+    return joined.sort_by("order").drop_columns(["order"])
+
+
+def _as_they_finish(
+    tasks: Sequence[Callable[[], ray.ObjectRef]], at_once: int
+) -> Iterator[tuple[int, Any]]:
+    waiting, running = list(enumerate(tasks))[::-1], {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < at_once:
+                place, start = waiting.pop()
+                running[start()] = place
+            ready, _ = ray.wait(list(running), num_returns=1)
+            yield running.pop(ready[0]), ray.get(ready[0])
+    finally:
+        for task in running:
+            ray.cancel(task)
+
+
+def _bytes(uid: pa.ChunkedArray) -> np.ndarray:
+    """uid strings → fixed-width bytes, whose order is that of the strings."""
+    return np.array(uid.to_pylist(), "S32")
+
+
+@ray.remote(num_cpus=1)
+def _evaluate(
+    coreset: Coreset,
+    uid: np.ndarray,
+    pool: np.ndarray,
+    label: np.ndarray,
+    test: np.ndarray,
+    truth: np.ndarray,
+) -> dict[str, Any]:
+    """uid: (u,) ascending, of the rows of `pool` and `label`: all that have a label. With how many
+    of the coreset have none, as `unlabeled`."""
+    wanted = _bytes(read_table(locate(coreset.manifest), ["uid"])["uid"])
+    rows = np.searchsorted(uid, wanted).clip(max=max(len(uid) - 1, 0))
+    rows = rows[uid[rows] == wanted]
+    if not len(rows):
+        raise ValueError(f"none of the {len(wanted)} images of {coreset.manifest} has a label")
+    outcome = coreset.evaluate(pool[rows], label[rows], test, truth)
+    return outcome | {"unlabeled": len(wanted) - len(rows)}
+
+
+@ray.remote(num_cpus=0)  # its training takes what it needs
+def _train(
+    training: Training,
+    images: pa.Table,
+    truth: pa.Table,
+    recipe: Recipe,
+    settings: dict[str, Any],
+) -> dict[str, Any]:
+    chosen = read_table(locate(training.manifest), ["uid", "weight"])
+    rows = training_rows(chosen, images, training.name)
+    return train_and_test(rows, truth, recipe, seed=training.seed, name=training.name, **settings)
