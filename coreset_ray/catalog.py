@@ -64,6 +64,11 @@ def build_selector(name: str, params: dict[str, Any], where: str = "") -> Select
     return validate(_named(name, selector_classes(), "selector"), params, where)
 
 
+def reads_scores(name: str) -> bool:
+    """Whether the selector of that name is a rule over scores; others select by themselves."""
+    return issubclass(_named(name, selector_classes(), "selector"), Rule)
+
+
 def shape_of(method: type[Method]) -> str:
     """The name of a method's shape."""
     return next(shape.__name__ for shape in _SHAPES if issubclass(method, shape))

@@ -19,6 +19,7 @@ _STAGES = {
     "select": ("select_coreset", "keep the best within the budget and write the manifest"),
     "export": ("export", "write the coreset as WebDataset shards, with an index and lists"),
     "evaluate": ("evaluate", "train on the coreset and on random, and compare"),
+    "compare": ("compare", "say which of many methods is worth using on this pool, beside random"),
 }
 
 _STAGE_HELP = """
@@ -35,6 +36,20 @@ Exit status: 0 done; 1 the run failed (the message says at what); 2 the command 
 configuration is wrong; 130 interrupted.
 """
 
+_COMPARE_HELP = """
+CONFIG is a YAML file with a section `compare` (methods, budgets, seeds); any key can be overridden.
+Every method selects at every budget and seed, and each coreset is evaluated as `evaluate` says,
+beside random; without `evaluate`, by measures that need no labels. Writes below the workspace, in
+comparisons/: results.parquet, report.md with a recommendation, and drawings. Prints the report.
+
+Selections, scores and signals are those of the other stages, and each evaluation is kept as soon as
+it is done: a comparison that was killed, or one with another method or budget, does the rest alone.
+
+Exit status: 0 done, even where some methods cannot run on this pool (the table says why); 1 the run
+failed; 2 random or all other methods cannot run, or the command or the configuration is wrong;
+130 interrupted.
+"""
+
 _PLAN_HELP = """
 CONFIG is a YAML file; any key can be overridden, as for the other stages.
 
@@ -46,6 +61,8 @@ Writes nothing into the workspace. Times are those of a cluster that does nothin
 Exit status: 0 the plan fits; 2 it does not (the message has the arithmetic and what to change), or
 the configuration is wrong; 1 measuring failed; 130 interrupted.
 """
+
+_HELP = {"plan": _PLAN_HELP, "compare": _COMPARE_HELP}
 
 _SHARDS_HELP = """
 SOURCE is one of
@@ -113,7 +130,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"coreset-ray {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, (module, summary) in _STAGES.items():
-        text = _PLAN_HELP if name == "plan" else _STAGE_HELP % {"stage": name}
+        text = _HELP.get(name, _STAGE_HELP % {"stage": name})
         stage = _command(commands, name, summary, text)
         stage.add_argument("config", metavar="CONFIG", help="YAML file")
         stage.add_argument("overrides", metavar="key=value", nargs="*", help="override a key")

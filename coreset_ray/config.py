@@ -303,6 +303,58 @@ class EvaluateConfig(Section):
         return self
 
 
+class CandidateConfig(Section):
+    """One way of selecting, for a comparison. method: what scores, or a selector that reads no
+    scores; params: its settings, by default its own. selector, settings, balance: as
+    select.method, params and balance. label: what tables call it. A name alone is a method."""
+
+    method: str
+    params: dict[str, Any] = {}
+    selector: str | None = None
+    settings: dict[str, Any] = {}
+    balance: Literal["clusters", "pseudo_labels"] | None = None
+    label: Annotated[str, Field(pattern=r"^[^|\n]{1,64}$")] | None = None
+
+    def sections(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Keys of `score` and of `select` that this stands for."""
+        if self.method in catalog.methods():
+            score = {"method": self.method, "params": self.params}
+            rule = {"method": self.selector, "params": self.settings, "balance": self.balance}
+            return score, rule
+        known = catalog.selector_classes()
+        if self.method not in known or catalog.reads_scores(self.method):
+            alone = [*catalog.methods(), *(n for n in known if not catalog.reads_scores(n))]
+            why = "is a selector that reads scores" if self.method in known else "does not exist"
+            raise ValueError(f"method {self.method!r} {why}: there are {', '.join(alone)}")
+        if self.selector is not None or self.settings:
+            raise ValueError(
+                f"method {self.method!r} selects by itself: give its settings as params, and no "
+                "selector"
+            )
+        return {}, {"method": self.method, "params": self.params, "balance": self.balance}
+
+
+class CompareConfig(Section):
+    """methods × budgets × seeds on one embedding table, random always among the methods.
+    signals: `anew` has every seed cluster and train anew, so that the spread covers them; `shared`
+    takes those of signals.seed for all. measures: report what needs no labels of every coreset:
+    coverage, duplicates, effective size."""
+
+    methods: Annotated[tuple[CandidateConfig, ...], Field(min_length=1)]
+    budgets: Annotated[tuple[Budget, ...], Field(min_length=1)]
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0, 1, 2, 3, 4)
+    signals: Literal["anew", "shared"] = "anew"
+    measures: bool = True
+
+    @model_validator(mode="after")
+    def _nothing_is_named_twice(self) -> "CompareConfig":
+        for name in ("budgets", "seeds"):
+            values = getattr(self, name)
+            if len(set(values)) < len(values):
+                raise ValueError(f"{name} {list(values)} names one twice")
+        return self
+
+
 class ComputeConfig(Section):
     """Speed only. address: a Ray cluster (default: RAY_ADDRESS, else a running one, else a local
     Ray). encoders: encoder actors (default: as the GPUs, else the CPUs, allow).
@@ -336,6 +388,7 @@ class Config(Section):
     select: SelectConfig
     export: ExportConfig = ExportConfig()
     evaluate: EvaluateConfig | None = None
+    compare: CompareConfig | None = None
     compute: ComputeConfig = ComputeConfig()
 
     @model_validator(mode="after")
@@ -353,6 +406,40 @@ class Config(Section):
             raise ValueError("select.search: no setting of select.params is auto; leave it out")
         return self
 
+    @model_validator(mode="after")
+    def _candidates_exist(self) -> "Config":
+        if self.compare is not None:
+            self.candidates()
+        return self
+
+    def candidates(self) -> dict[str, "Config"]:
+        """A configuration for each method that is compared, by its label; random is the first."""
+        assert self.compare is not None, "the caller checked"
+        found = {"random": self._candidate(CandidateConfig(method="random"))}
+        for place, candidate in enumerate(self.compare.methods):
+            where = f"compare.methods.{place}"
+            try:
+                config = self._candidate(candidate)
+            except ValueError as error:
+                raise ValueError(f"{where}: {error}") from None
+            label = candidate.label or config.label
+            if label in found and (label != "random" or config != found[label]):
+                raise ValueError(f"{where}: a method before it is called {label!r}: set its label")
+            found[label] = config
+        return found
+
+    def _candidate(self, candidate: CandidateConfig) -> "Config":
+        assert self.compare is not None, "the caller checked"
+        score, select = candidate.sections()
+        score |= {"seed": self.score.seed}
+        select |= {"budget": self.select.budget}
+        given = {"score": score, "select": select, "compare": None}
+        config = validate(Config, plain(self) | given)
+        if config.selector()[2] is None:
+            return config
+        search = self.select.search.model_copy(update={"budgets": self.compare.budgets})
+        return config.replace("select", search=search)
+
     def selector(self) -> tuple[str, dict[str, Any], str | None]:
         """The name of the selector, its settings but the one that is `auto`, and that one."""
         name, params = self.select.method, self.select.params
@@ -365,7 +452,7 @@ class Config(Section):
     @property
     def scores(self) -> bool:
         """Whether the selector reads scores."""
-        return issubclass(catalog.selector_classes()[self.selector()[0]], Rule)
+        return catalog.reads_scores(self.selector()[0])
 
     def rule(self, found: Any = None) -> catalog.Selector:
         """The selector; found: the value of the setting that was searched."""
@@ -463,7 +550,8 @@ def _plain(value: Any) -> Any:
 
 
 def _spelled_out(data: dict[str, Any]) -> dict[str, Any]:
-    """A single shard entry or encoder written for a list of one, an encoder's name for it all."""
+    """A single shard entry or encoder written for a list of one, the name of an encoder or of a
+    compared method for it all."""
     for *sections, key in (
         ["pool", "shards"],
         ["evaluate", "test", "shards"],
@@ -477,6 +565,10 @@ def _spelled_out(data: dict[str, Any]) -> dict[str, Any]:
             node[key] = [node[key]]
         if key == "encoders" and isinstance(node, dict) and isinstance(node.get(key), list):
             node[key] = [{"name": e} if isinstance(e, str) else e for e in node[key]]
+    compare = data.get("compare")
+    if isinstance(compare, dict) and isinstance(compare.get("methods"), list):
+        named = [{"method": m} if isinstance(m, str) else m for m in compare["methods"]]
+        compare["methods"] = named
     return data
 
 

@@ -50,7 +50,7 @@ def markdown(results: pa.Table) -> str:
     lines: list[str] = [*_HEAD]
     for (evaluator, images, method), by_seed in accuracy.items():
         values = list(by_seed.values())
-        cells = [evaluator, str(images), method, _mean(values), str(len(values))]
+        cells = [evaluator, str(images), method, mean_text(values), str(len(values))]
         if method == baseline[method]:
             cells += ["", "baseline"]
         else:
@@ -127,6 +127,11 @@ def curve_plot(curve: list[dict[str, Any]], setting: str) -> str:
         axes.plot(*zip(*points, strict=True), marker="o", label=f"{keep:.2%} kept")
     axes.set(xlabel=setting, ylabel="accuracy on held-out pseudo-labels (%)")
     axes.legend()
+    return svg(figure)
+
+
+def svg(figure: Figure) -> str:
+    """The drawing, the same bytes for the same figure."""
     drawing = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": "curve"}):
         figure.savefig(drawing, format="svg", metadata={"Date": None})
@@ -149,14 +154,20 @@ def _unlabeled(rows: list[dict[str, Any]]) -> list[str]:
     return ["", f"Chosen, without a label, left out of training (mean over seeds): {told}"]
 
 
-def _mean(values: list[float]) -> str:
+def interval_text(d: Difference) -> str:
+    """A difference in percent, with its interval where it has one."""
+    if d.low is None or d.high is None:
+        return f"{100 * d.mean:+.2f}"
+    return f"{100 * d.mean:+.2f} [{100 * d.low:+.2f}, {100 * d.high:+.2f}]"
+
+
+def mean_text(values: list[float]) -> str:
+    """Mean ± standard deviation in percent."""
     mean, deviation = 100 * sum(values) / len(values), spread(values)
     return f"{mean:.2f} ± {100 * deviation:.2f}" if deviation is not None else f"{mean:.2f}"
 
 
 def _difference(d: Difference) -> list[str]:
-    if d.low is None or d.high is None:
-        return [f"{100 * d.mean:+.2f}", d.verdict()]
-    text = f"{100 * d.mean:+.2f} [{100 * d.low:+.2f}, {100 * d.high:+.2f}]"
     verdict = d.verdict()
-    return [text, f"{verdict} than random" if verdict in ("better", "worse") else verdict]
+    told = f"{verdict} than random" if verdict in ("better", "worse") else verdict
+    return [interval_text(d), told]

@@ -1,0 +1,127 @@
+"""The cells of a comparison: what each method selects at each budget and seed."""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from coreset_ray import catalog
+from coreset_ray.config import Config
+from coreset_ray.core.selection import resolve_budget
+from coreset_ray.core.standings import BASELINE
+from coreset_ray.distributed.progress import Progress
+from coreset_ray.io.filesystem import Location
+from coreset_ray.io.workspace import Workspace
+from pipelines import score, search, select_coreset, signals
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A method at a budget and a seed. method: its name; budget: as configured, images: what that
+    comes to; selection: the stage that holds its manifest; seconds: what embeddings → manifest
+    took, None where a record does not say; failed: why there is no selection."""
+
+    label: str
+    method: str
+    budget: float
+    images: int
+    seed: int
+    selection: str = ""
+    seconds: float | None = None
+    failed: str | None = None
+
+
+def counts(config: Config, rows: int) -> dict[int | float, int]:
+    """Budgets as configured → images; `ValueError` for one the pool has not got or that is none,
+    and for two that are the same."""
+    assert config.compare is not None, "the caller checked"
+    found: dict[int | float, int] = {}
+    for budget in config.compare.budgets:
+        try:
+            k = resolve_budget(budget, rows)
+        except ValueError as error:
+            raise ValueError(f"compare.budgets: {error}") from None
+        if k == 0 or k in found.values():
+            why = "keeps none" if k == 0 else f"keeps {k}, as another does"
+            raise ValueError(f"compare.budgets: {budget} of {rows} images {why}: change it")
+        found[budget] = k
+    return found
+
+
+def make_cells(config: Config, rows: int) -> list[Cell]:
+    """Selects at every cell; a method that cannot run on this pool has cells that say why.
+
+    rows: images of the pool. Raises `ValueError` where random, or every other method, fails.
+    """
+    assert config.compare is not None, "the caller checked"
+    images, seeds = counts(config, rows), config.compare.seeds
+    candidates = config.candidates()
+    cells: list[Cell] = []
+    with Progress("compare", len(candidates) * len(seeds) * len(images), "coresets") as progress:
+        for label, candidate in candidates.items():
+            for cell, one in _cells_of(config, label, candidate, images):
+                cells.append(_made(one, cell))
+                progress.update(len(cells), f"{label}, {cell.images} images, seed {cell.seed}")
+            ours = [c for c in cells if c.label == label]
+            if label == BASELINE and (failed := [c for c in ours if c.failed]):
+                raise ValueError(f"random cannot be selected: {failed[0].failed}")
+    others = [c for c in cells if c.label != BASELINE]
+    if others and all(c.failed for c in others):
+        raise ValueError(f"every method failed; {others[0].label}: {others[0].failed}")
+    return cells
+
+
+def manifest_of(config: Config, selection: str) -> Location:
+    return Workspace(config.workspace).root / "selections" / selection / "manifest.parquet"
+
+
+def _cells_of(
+    config: Config, label: str, candidate: Config, images: dict[int | float, int]
+) -> Iterator[tuple[Cell, Config]]:
+    """Each cell of a method before it is selected, with its configuration. The seed of a method
+    that has no use for one is always the first: its signals alone tell its cells apart."""
+    assert config.compare is not None, "the caller checked"
+    seeds, own = config.compare.seeds, _seeded(candidate)
+    name = candidate.score.method if candidate.scores else candidate.selector()[0]
+    for seed in seeds:
+        one = candidate.replace("score", seed=seed if own else seeds[0])
+        if config.compare.signals == "anew":
+            one = one.replace("signals", seed=seed)
+        for budget, k in images.items():
+            cell = Cell(label, name, float(budget), k, seed)
+            yield cell, one.replace("select", budget=budget)
+
+
+def _seeded(config: Config) -> bool:
+    """Whether what is selected from given signals depends on the seed."""
+    name, _, searched = config.selector()
+    scorer = config.scores and catalog.method_class(config.score.method).seeded
+    return bool(scorer or catalog.selector_classes()[name].seeded or searched)
+
+
+def _made(config: Config, cell: Cell) -> Cell:
+    try:
+        selection = select_coreset.make(config)
+    except ValueError as error:
+        _log.warning(
+            "compare: %s at %d images, seed %d failed: %s",
+            *(cell.label, cell.images, cell.seed, error),
+        )
+        return replace(cell, failed=str(error))
+    except BaseException:
+        _log.error("compare: stopped at %s, %d images", cell.label, cell.images)
+        raise
+    return replace(cell, selection=selection.name, seconds=_seconds(config))
+
+
+def _seconds(config: Config) -> float | None:
+    """Wall time of all stages from the embeddings to a finished selection."""
+    made_of = [signals.finished(config, name)[0].name for name in signals.needed_by(config)]
+    spent = [select_coreset.finished(config)[1].get("seconds"), signals.seconds(config, made_of)]
+    if config.scores:
+        spent.append(score.finished(config)[1]["seconds"])
+    if config.selector()[2]:
+        spent.append(search.finished(config)[1]["seconds"])
+    known = [s for s in spent if s is not None]
+    return sum(known) if len(known) == len(spent) else None

@@ -1,0 +1,162 @@
+"""Cells of a comparison → their accuracy; each outcome is a record of its own, kept at once."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+
+from coreset_ray.config import Config, EvaluateConfig, fingerprint
+from coreset_ray.distributed.evaluations import (
+    Coreset,
+    Evaluator,
+    Training,
+    evaluate_each,
+    probe,
+    train_each,
+)
+from coreset_ray.distributed.progress import Progress
+from coreset_ray.distributed.session import cluster
+from coreset_ray.io.filesystem import Location
+from coreset_ray.io.tables import read_table
+from coreset_ray.io.workspace import Workspace
+from pipelines.compare_cells import Cell, manifest_of
+from pipelines.evaluate import marks, test_table, trains_on_gpu
+from pipelines.inputs import filled, key_of, pool_table
+from pipelines.labeled import labeled_images
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One evaluation of one selection. seed: of the training, None where it has none."""
+
+    evaluator: str
+    selection: str
+    seed: int | None
+
+    @property
+    def name(self) -> str:
+        return self.selection if self.seed is None else f"{self.selection}-seed{self.seed}"
+
+
+def settings_by_evaluator(settings: EvaluateConfig) -> dict[str, Any]:
+    """What determines each evaluator's outcomes, JSON-able, by the name that tables have it
+    under."""
+    found: dict[str, Any] = {}
+    if settings.probe is not None:
+        found["probe"] = settings.probe.model_dump()
+    if settings.resnet is not None:
+        found[settings.resnet.model] = asdict(settings.resnet)
+    return found
+
+
+def evaluate_cells(config: Config, cells: Sequence[Cell]) -> list[tuple[str, Cell, float]]:
+    """Evaluator, cell and accuracy of all cells that were selected. A coreset that several cells
+    share is evaluated once, but for trainings, which have the cell's seed."""
+    assert config.evaluate is not None, "the caller checked"
+    folders = _folders(config, config.evaluate)
+    jobs = {
+        (name, cell): Job(
+            name, cell.selection, cell.seed if _trains(config.evaluate, name) else None
+        )
+        for name in folders
+        for cell in cells
+        if not cell.failed
+    }
+    records = {job: folders[job.evaluator] / f"{job.name}.json" for job in jobs.values()}
+    pending = [job for job, record in records.items() if not record.exists()]
+    if pending:
+        _log.info("compare: %d of %d evaluations to do", len(pending), len(records))
+        with Progress("compare", len(pending), "evaluations") as progress:
+            selections = sorted({job.selection for job in records})
+            outcomes = _outcomes(config, config.evaluate, pending, selections)
+            for done, (job, outcome) in enumerate(outcomes, start=1):
+                records[job].write_json(outcome | vars(job))
+                progress.update(done, f"{job.evaluator}: {outcome['accuracy']:.3f}")
+    found = {job: record.read_json() for job, record in records.items()}
+    stuck = sum(not outcome.get("converged", True) for outcome in found.values())
+    if stuck:
+        _log.warning(
+            "compare: %d of %d evaluations are probes that stopped at "
+            "evaluate.probe.max_iterations before the optimum",
+            *(stuck, len(found)),
+        )
+    return [(name, cell, found[job]["accuracy"]) for (name, cell), job in jobs.items()]
+
+
+def _folders(config: Config, settings: EvaluateConfig) -> dict[str, Location]:
+    """Where each evaluator's records lie: by all that determines them but the selection."""
+    told = [key_of(pool_table(config).snapshot()), key_of(test_table(config).snapshot())]
+    told += [marks(config), settings.labels]
+    found = {}
+    for name, own in settings_by_evaluator(settings).items():
+        workers = config.compute.train_workers if _trains(settings, name) else None
+        stage = Workspace(config.workspace).stage("cells", name, fingerprint([*told, own, workers]))
+        found[name] = stage.folder
+    return found
+
+
+def _trains(settings: EvaluateConfig, evaluator: str) -> bool:
+    return settings.resnet is not None and evaluator == settings.resnet.model
+
+
+def _outcomes(
+    config: Config, settings: EvaluateConfig, jobs: list[Job], selections: list[str]
+) -> Iterator[tuple[Job, dict[str, Any]]]:
+    """Jobs as they finish. selections: of finished jobs too, so that classes are the same."""
+    test, columns = test_table(config), ["uid", "shard", "key"]
+    coresets = [read_table(manifest_of(config, name), columns) for name in selections]
+    images, truth, names = labeled_images(config, coresets, test)
+    del coresets
+    trained = [job for job in jobs if job.seed is not None]
+    fitted = [job for job in jobs if job.seed is None]
+    if fitted:
+        pool = pool_table(config)
+        found = evaluate_each(
+            [Coreset(manifest_of(config, j.selection).uri, _of(settings, j)) for j in fitted],
+            (pool.parts, list(filled(pool.snapshot()))),
+            images,
+            (test.parts, list(filled(test.snapshot()))),
+            truth,
+        )
+        yield from ((fitted[place], outcome) for place, outcome in found)
+    if trained:
+        for place, outcome in _trainings(config, settings, trained, images, truth, len(names)):
+            yield trained[place], outcome
+
+
+def _of(settings: EvaluateConfig, job: Job) -> Evaluator:
+    """The evaluator of a job, on embeddings."""
+    return partial(
+        {"probe": probe}[job.evaluator], **settings_by_evaluator(settings)[job.evaluator]
+    )
+
+
+def _trainings(
+    config: Config,
+    settings: EvaluateConfig,
+    jobs: list[Job],
+    images: pa.Table,
+    truth: pa.Table,
+    classes: int,
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    assert settings.resnet is not None, "the caller checked"
+    gpu, workers, on = trains_on_gpu(config), config.compute.train_workers, cluster()
+    trainings = [
+        Training(manifest_of(config, job.selection).uri, job.name, job.seed)
+        for job in jobs
+        if job.seed is not None
+    ]
+    yield from train_each(
+        *(trainings, images, truth, settings.resnet),
+        at_once=max(1, int((on.gpus if gpu else on.cpus) // workers)),
+        classes=classes,
+        storage_path=(_folders(config, settings)[settings.resnet.model] / "training").uri,
+        workers=workers,
+        use_gpu=gpu,
+        loader_workers=config.compute.loader_workers,
+    )
