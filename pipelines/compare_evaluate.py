@@ -11,9 +11,9 @@ import pyarrow as pa
 from coreset_ray.config import Config, EvaluateConfig, fingerprint
 from coreset_ray.distributed.evaluations import (
     Coreset,
-    Evaluator,
     Training,
     evaluate_each,
+    knn,
     probe,
     train_each,
 )
@@ -49,6 +49,8 @@ def settings_by_evaluator(settings: EvaluateConfig) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if settings.probe is not None:
         found["probe"] = settings.probe.model_dump()
+    if settings.knn is not None:
+        found["knn"] = settings.knn.model_dump()
     if settings.resnet is not None:
         found[settings.resnet.model] = asdict(settings.resnet)
     return found
@@ -117,7 +119,7 @@ def _outcomes(
     if fitted:
         pool = pool_table(config)
         found = evaluate_each(
-            [Coreset(manifest_of(config, j.selection).uri, _of(settings, j)) for j in fitted],
+            [_coreset(config, settings, job) for job in fitted],
             (pool.parts, list(filled(pool.snapshot()))),
             images,
             (test.parts, list(filled(test.snapshot()))),
@@ -129,11 +131,11 @@ def _outcomes(
             yield trained[place], outcome
 
 
-def _of(settings: EvaluateConfig, job: Job) -> Evaluator:
-    """The evaluator of a job, on embeddings."""
-    return partial(
-        {"probe": probe}[job.evaluator], **settings_by_evaluator(settings)[job.evaluator]
-    )
+def _coreset(config: Config, settings: EvaluateConfig, job: Job) -> Coreset:
+    evaluate = {"probe": probe, "knn": knn}[job.evaluator]
+    own = settings_by_evaluator(settings)[job.evaluator]
+    manifest = manifest_of(config, job.selection).uri
+    return Coreset(manifest, partial(evaluate, **own), by_uid=job.evaluator == "knn")
 
 
 def _trainings(

@@ -14,6 +14,7 @@ from coreset_ray.distributed.session import cluster
 from coreset_ray.distributed.train import train_and_test
 from coreset_ray.io.filesystem import locate
 from coreset_ray.io.tables import PartedTable, read_table
+from coreset_ray.models.knn_probe import knn_accuracy
 from coreset_ray.models.probe import linear_probe
 from coreset_ray.models.recipe import Recipe
 
@@ -28,12 +29,21 @@ def probe(
     return asdict(linear_probe(train, labels, None, test, truth, **settings))
 
 
+def knn(
+    train: np.ndarray, labels: np.ndarray, test: np.ndarray, truth: np.ndarray, *, k: int
+) -> dict[str, Any]:
+    """The k-NN probe as an evaluator; train: in the order of uids, which settles ties."""
+    return {"accuracy": knn_accuracy(train, labels, test, truth, k=k), "converged": True}
+
+
 @dataclass(frozen=True)
 class Coreset:
-    """What is evaluated. manifest: URI of a table with a column uid; evaluate: of embeddings."""
+    """What is evaluated. manifest: URI of a table with a column uid; evaluate: of embeddings, given
+    in the order of uids where by_uid, else of the manifest."""
 
     manifest: str
     evaluate: Evaluator
+    by_uid: bool = False
 
 
 def evaluate_each(
@@ -141,6 +151,7 @@ def _evaluate(
     rows = rows[uid[rows] == wanted]
     if not len(rows):
         raise ValueError(f"none of the {len(wanted)} images of {coreset.manifest} has a label")
+    rows = np.sort(rows) if coreset.by_uid else rows
     outcome = coreset.evaluate(pool[rows], label[rows], test, truth)
     return outcome | {"unlabeled": len(wanted) - len(rows)}
 

@@ -1,0 +1,205 @@
+"""A comparison on a tiny pool: its table against evaluate's own, what a killed one does not repeat,
+methods that fail, and pools without labels."""
+
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from pools import digits_pool, write_config
+
+from coreset_ray import cli
+from coreset_ray.config import load
+from pipelines import compare, compare_evaluate, evaluate, export, select_coreset
+from pipelines.compare_cells import counts
+
+METHODS = [
+    {"method": "prototypicality", "balance": "clusters", "label": "typical"},
+    {"method": "d2", "params": {"neighbors": 4}},
+    {"method": "prototypicality", "selector": "ccs", "settings": {"beta": 0.9}, "label": "broken"},
+]
+NARROW = "{method: prototypicality, selector: ccs, settings: {beta: 0.95}}"
+BROKEN = "keeps at most 12 of 120 images, and the budget is 30"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, ray_local):
+    """The configuration's file, and the record of a comparison that was stopped on its way:
+    evaluations done before and after."""
+    folder = tmp_path_factory.mktemp("compare")
+    train, test = digits_pool(folder, shards=2, each=60)
+    path = write_config(
+        *(folder, train),
+        evaluate={"test": {"shards": str(test)}, "knn": {"k": 3}, "weighted": False},
+        signals={"classes": 3, "knn": {"k": 5}, "clusters": {"count": 4}},
+        compare={"methods": METHODS, "budgets": [0.1, 30], "seeds": [0, 1]},
+        score={},
+    )
+    done, real = [], compare_evaluate._outcomes
+
+    def stopping(*arguments):
+        for number, (job, outcome) in enumerate(real(*arguments)):
+            if not done and number == 5:
+                raise KeyboardInterrupt
+            yield job, outcome
+
+    def counting(*arguments):
+        for job, outcome in real(*arguments):
+            done.append(job)
+            yield job, outcome
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compare_evaluate, "_outcomes", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            compare.run(load(path))
+        before = {p.name for p in Path(load(path).workspace, "cells").glob("[!m]*/*.json")}
+        patch.setattr(compare_evaluate, "_outcomes", counting)
+        record = compare.run(load(path))
+    return path, record, len(before), done
+
+
+def table(path):
+    folder = Path(compare.stage_of(load(path)).folder.path)
+    return folder, pq.read_table(folder / "results.parquet").to_pylist()
+
+
+def test_a_stopped_comparison_goes_on_where_it_was(finished):
+    """Two of random and two of a clustering at each budget and one of D2 and one of ccs, by each
+    of two evaluators; ccs fails at the larger budget."""
+    path, _, before, after = finished
+    chosen = {r["selection"] for r in table(path)[1] if r["failed"] is None}
+    assert before == 5 and len(after) == len(set(after)) == 2 * len(chosen) - 5
+    records = Path(load(path).workspace, "cells").glob("[!m]*/*.json")
+    assert len(list(records)) == 2 * len(chosen)
+
+
+def test_the_table_is_what_evaluate_gives(finished):
+    """Random and balanced prototypicality, at one budget."""
+    path, _, _, _ = finished
+    config = load(path)
+    ours = {
+        (r["evaluator"], r["label"], r["seed"]): (r["accuracy"], r["images"])
+        for r in table(path)[1]
+        if r["images"] == 12 and r["evaluator"] != "measures"
+    }
+    one = config.candidates()["typical"].replace("select", budget=12)
+    one = one.replace("evaluate", reselect=True, seeds=(0, 1))
+    select_coreset.make(one)
+    export.run(one)
+    names = {"random": "random", one.label: "typical"}
+    for row in evaluate.run(one)["results"]:
+        place = row["evaluator"], names[row["method"]], row["seed"]
+        assert ours[place] == (row["accuracy"], row["images"])
+
+
+def test_a_method_that_fails_says_so_and_others_go_on(finished):
+    path, record, _, _ = finished
+    rows = [r for r in table(path)[1] if r["label"] == "broken"]
+    assert {r["images"]: r["failed"] is None for r in rows} == {12: True, 30: False}
+    assert all(BROKEN in r["failed"] and r["accuracy"] is None for r in rows if r["failed"])
+    assert record["failed"] == 2
+    lines = [line for line in record["report"].splitlines() if "| broken | failed: " in line]
+    assert len(lines) == 3 and all(BROKEN in line for line in lines)  # two evaluators, measures
+
+
+def test_a_method_without_a_use_for_seeds_is_one_coreset(finished):
+    path, record, _, _ = finished
+    rows = [r for r in table(path)[1] if (r["label"], r["images"]) == ("d2", 12)]
+    assert len({r["selection"] for r in rows}) == 1 and {r["seed"] for r in rows} == {0, 1}
+    lines = [line for line in record["report"].splitlines() if line.startswith("| d2 | ")]
+    assert all("one coreset" in line and "±" not in line for line in lines if "CI" in line)
+    typical = {r["selection"] for r in table(path)[1] if r["label"] == "typical"}
+    assert len(typical) == 4, "clusters are made anew for each seed"
+
+
+def test_random_covers_half_by_definition(finished):
+    _, rows = table(finished[0])
+    random = [r for r in rows if (r["evaluator"], r["label"]) == ("measures", "random")]
+    assert len(random) == 4
+    for row in random:
+        assert row["coverage"] >= 0.5 and 0 < row["clusters_covered"] <= 1
+        assert row["effective_size"] == row["images"] and 0 <= row["agreement"] <= 1
+
+
+def test_results_lie_where_the_help_says(finished):
+    folder, rows = table(finished[0])
+    assert {r["evaluator"] for r in rows} == {"probe", "knn", "measures"}
+    assert all(r["seconds_select"] > 0 for r in rows if r["failed"] is None)
+    drawings = {p.name for p in folder.glob("*.svg")}
+    expected = {"accuracy-probe.svg", "accuracy-knn.svg", "seconds.svg", "coverage.svg"}
+    assert drawings == expected
+    report = (folder / "report.md").read_text()
+    assert report == finished[1]["report"] and report.count("## Recommendation") == 1
+
+
+def test_running_again_does_nothing(finished, capsys):
+    cli.main(["compare", str(finished[0])])
+    assert capsys.readouterr().out.strip() == finished[1]["report"].strip()
+
+
+def test_without_labels_measures_advise(finished):
+    config = load(finished[0], ["evaluate=null", "compare.budgets=[12]"])
+    record = compare.run(config)
+    assert "prove no accuracy" in record["report"] and "accuracy of the" not in record["report"]
+    folder = Path(compare.stage_of(config).folder.path)
+    rows = pq.read_table(folder / "results.parquet").to_pylist()
+    assert {r["evaluator"] for r in rows} == {"measures"} and not list(folder.glob("acc*.svg"))
+
+
+def test_shared_signals_serve_every_seed(finished):
+    shared = ["compare.signals=shared", "evaluate=null", "compare.budgets=[12]"]
+    config = load(finished[0], [*shared, "compare.methods=[{method: prototypicality}]"])
+    report = compare.run(config)["report"]
+    assert "Signals are shared" in report and "| 2, one coreset |" in report
+
+
+@pytest.mark.slow
+def test_a_resnet_is_trained_for_each_seed(finished):
+    """Twice on one coreset: the spread is that of training."""
+    recipe = "{epochs: 1, image_size: 8, padding: 0, flip: false, batch_size: 32}"
+    only = [f"evaluate.resnet={recipe}", "evaluate.probe=null", "evaluate.knn=null"]
+    one = ["compare.budgets=[30]", "compare.methods=[{method: d2, params: {neighbors: 4}}]"]
+    config = load(finished[0], [*only, *one, "compare.measures=false"])
+    compare.run(config)
+    rows = pq.read_table(f"{compare.stage_of(config).folder.path}/results.parquet").to_pylist()
+    assert sorted((r["label"], r["seed"]) for r in rows) == [
+        *(("d2", 0), ("d2", 1), ("random", 0), ("random", 1))
+    ]
+    assert {r["evaluator"] for r in rows} == {"resnet18"}
+    assert {r["accuracy"] for r in rows} <= {i / 60 for i in range(61)}
+    again = config.replace("compare", budgets=(30,), seeds=(0,))
+    before = sorted(Path(config.workspace, "cells").rglob("*"))
+    compare.run(again)
+    assert sorted(Path(config.workspace, "cells").rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("compare=null", "no `compare` section"),
+        ("compare.budgets=[200]", r"compare\.budgets: budget=200"),
+        ("compare.budgets=[0.1, 12]", "as another does"),
+        ("compare.budgets=[0.001]", "keeps none"),
+        (f"compare.methods=[{NARROW}]", "every method failed; prototypicality"),
+        ("compare.measures=false", None),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(finished, override, message):
+    more = ["evaluate=null"] if message is None else []
+    config = load(finished[0], [override, *more])
+    with pytest.raises(ValueError, match=message or "nothing would be reported"):
+        compare.run(config)
+
+
+def test_random_that_fails_ends_it(finished, monkeypatch):
+    def refuse(config):
+        raise ValueError("no")
+
+    monkeypatch.setattr(select_coreset, "make", refuse)
+    with pytest.raises(ValueError, match="random cannot be selected: no"):
+        compare.run(load(finished[0], ["compare.seeds=[5]"]))
+
+
+def test_budgets_are_counts_or_shares(finished):
+    config = load(finished[0])
+    assert counts(config, 120) == {0.1: 12, 30: 30}
+    assert [*config.candidates()] == ["random", "typical", "d2", "broken"]
