@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-from coreset_ray.core.standings import LEVEL, Advice, Standing, advise, standings
+from coreset_ray.core.standings import BASELINE, LEVEL, Advice, Standing, advise, standings
 from pipelines.compare_report import column_of, p_text, share_text
 from pipelines.compare_results import MEASURES, failures_of, runs_of
 from pipelines.report import interval_text, mean_text
@@ -24,7 +24,9 @@ def recommendation(results: pa.Table, evaluators: Sequence[str], rows: int) -> s
         for advice in advise(found):
             lines.append(f"- {share_text(advice.images, rows)}: {_taken(advice)}.")
         lines += [f"- {text}" for text in (_losing(found), _failed(results, evaluator)) if text]
-        lines += ["", _CAUTION] if evaluator == MEASURES else [""]
+        if evaluator == MEASURES:
+            lines += [*_duplicates(results, rows), "", _CAUTION]
+        lines.append("")
     return "\n".join(lines)
 
 
@@ -59,6 +61,19 @@ def _taken(advice: Advice) -> str:
         f"take **{best.runs.label}**: {mean_text(values)}, {interval_text(best.difference)} points "
         f"beside random, p {_equals(best.adjusted)}{same}{alike}"
     )
+
+
+def _duplicates(results: pa.Table, rows: int) -> list[str]:
+    """Who keeps the fewest near-duplicates at each budget, beside random."""
+    runs, lines = runs_of(results, MEASURES, "near_duplicates"), []
+    for random in sorted((r for r in runs if r.label == BASELINE), key=lambda r: r.images):
+        here = [r for r in runs if r.images == random.images]
+        least = min(here, key=lambda r: (r.mean, r.label != BASELINE, r.label))
+        lines.append(
+            f"- {share_text(random.images, rows)}: near-duplicates make up {random.mean:.1%} of "
+            f"what random keeps, and least, {least.mean:.1%}, of what {least.label} keeps."
+        )
+    return lines
 
 
 def _equals(p: float | None) -> str:

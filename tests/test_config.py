@@ -414,6 +414,56 @@ def test_nothing_can_be_assigned(read) -> None:
     assert changed.replace("score", seed=0) == config
 
 
+# What is compared
+
+COMPARED = [
+    ("top", r"methods\.0: method 'top' is a selector that reads scores: there are .*blindcs.*d2"),
+    ("blind", r"methods\.0: method 'blind' does not exist: there are .*blindcs"),
+    ({"method": "blindcs", "params": {"drws": 1}}, r"methods\.0: .*did you mean 'draws'"),
+    ({"method": "d2", "params": {"neighbor": 1}}, r"methods\.0: .*did you mean 'neighbors'"),
+    ({"method": "d2", "selector": "top"}, "'d2' selects by itself: give its settings as params"),
+    ({"method": "d2", "balance": "clusters"}, r"methods\.0: select\.balance: .*has no groups"),
+    ({"method": "aum", "label": "random"}, "a method before it is called 'random': set its label"),
+    ({"method": "aum", "selector": "moderate", "settings": {"x": 1}}, r"methods\.0: .*unknown key"),
+]
+
+
+def compare(*methods: Any, **more: Any) -> dict[str, Any]:
+    return {"compare": {"methods": [*methods], "budgets": [0.1, 20], **more}}
+
+
+@pytest.mark.parametrize(("method", "message"), COMPARED)
+def test_what_cannot_be_compared_names_its_place(read, method: Any, message: str) -> None:
+    with pytest.raises(
+        ValueError, match=f"compare\\.{message}" if "methods" in message else message
+    ):
+        read(compare(method))
+
+
+def test_nothing_is_compared_twice(read) -> None:
+    for more in ({"seeds": [1, 1]}, {"budgets": [5, 5]}):
+        with pytest.raises(ValueError, match="names one twice"):
+            read(compare("aum", **more))
+    with pytest.raises(ValueError, match=r"methods\.1: a method before it is called 'aum'"):
+        read(compare("aum", "aum"))
+    assert len(read(compare("aum", {"method": "aum", "label": "other"})).candidates()) == 3
+
+
+def test_candidates_are_configurations_of_their_own(read) -> None:
+    """Each as a run of its own would have it, with random, whatever `score` and `select` say."""
+    other = {"score": {"method": "elfs"}, "select": {"budget": 0.2, "search": {"stop": "grid"}}}
+    config = read({**compare("aum", "elfs", "d2"), **other})
+    found = config.candidates()
+    assert list(found) == ["random", "aum", "elfs", "d2"]
+    for name, selector in (("random", "top"), ("aum", "top"), ("elfs", "double_end"), ("d2", "d2")):
+        assert found[name].selector()[0] == selector and found[name].compare is None
+        assert Config.model_validate_json(json.dumps(plain(found[name])), strict=True)
+    assert found["elfs"].select.search.budgets == (0.1, 20)
+    assert found["elfs"].select.search.stop == "grid"
+    named = read({**compare("random", "aum", "elfs", "d2"), **other})
+    assert named.candidates() == found
+
+
 # Fingerprints
 
 

@@ -152,6 +152,10 @@ def test_one_seed_tells_nothing_apart():
 def test_without_labels_coverage_advises_with_a_caution():
     found = runs("random", 10, 0.5), runs("wide", 10, 0.7, OTHER)
     table = results(*found, evaluator=MEASURES, column="coverage")
+    share = pa.array([0.25 if label == "random" else 0.1 for label in table["label"].to_pylist()])
+    place = table.column_names.index("near_duplicates")
+    table = table.set_column(place, "near_duplicates", share)
     text = recommendation(table, [MEASURES], 100)
     assert "take **wide**" in text and "prove no accuracy" in text
+    assert "make up 25.0% of what random keeps, and least, 10.0%, of what wide keeps" in text
     assert [r.label for r in runs_of(table, MEASURES, "coverage")] == ["random", "wide"]
