@@ -62,7 +62,7 @@ def run(config: Config) -> dict[str, Any]:
 
 def stage_of(config: Config) -> Stage:
     """Where this comparison's results lie, by all that they depend on."""
-    told, wanted = plain(config), _settings(config)
+    told = plain(config)
     content = [key_of(pool_table(config).snapshot()), told["compare"], told["signals"]]
     content.append(told["select"]["search"])
     if config.evaluate is not None:
@@ -70,7 +70,6 @@ def stage_of(config: Config) -> Stage:
         content += [settings_by_evaluator(config.evaluate), evaluate.marks(config), test]
         content.append(config.evaluate.labels)
         content.append(config.compute.train_workers if config.evaluate.resnet else None)
-    assert wanted is not None
     return Workspace(config.workspace).stage("comparisons", config.name, fingerprint(content))
 
 

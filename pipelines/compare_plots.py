@@ -1,6 +1,6 @@
 """A comparison drawn as SVG: accuracy and time against budget, coverage against radius."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -23,7 +23,7 @@ def accuracy_plot(runs: Sequence[Runs], evaluator: str) -> str:
         band = np.array([100 * (r.deviation or 0.0) for r in points])
         axes.plot(images, mean, marker="o", markersize=3, label=label, **style)
         axes.fill_between(images, mean - band, mean + band, alpha=0.15, linewidth=0, **style)
-    return _finished(figure, axes)
+    return _finished(figure, axes, (r.images for r in runs))
 
 
 def seconds_plot(cells: Sequence[Cell]) -> str:
@@ -38,7 +38,7 @@ def seconds_plot(cells: Sequence[Cell]) -> str:
         points = sorted((k, sum(s) / len(s)) for k, s in spent.items())
         axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=label, **style)
     axes.set_yscale("log")
-    return _finished(figure, axes)
+    return _finished(figure, axes, (cell.images for cell in known))
 
 
 def coverage_plot(measures: Mapping[Cell, Mapping[str, Any]]) -> str:
@@ -73,6 +73,9 @@ def _figure(ylabel: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _finished(figure: Figure, axes: Axes) -> str:
+def _finished(figure: Figure, axes: Axes, budgets: Iterable[int]) -> str:
+    ticks = sorted(set(budgets))
+    axes.set_xticks(ticks, [f"{k:,}" for k in ticks])
+    axes.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
     axes.legend(fontsize="x-small")
     return svg(figure)
