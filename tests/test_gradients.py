@@ -80,6 +80,8 @@ def test_inner_products_are_exact_whatever_the_blocks() -> None:
         for x in of.feature.T
     ]
     found = outer_sum(left, of.feature, np.arange(N))
+    order = np.random.default_rng(4).permutation(N)
+    np.testing.assert_array_equal(outer_sum(left[order], of.feature, order), found)
     np.testing.assert_allclose(found.T, np.array(exact, float) * 2.0**-48, rtol=1e-15, atol=1e-15)
 
 

@@ -2,8 +2,8 @@
 
 The gradient of row i's cross-entropy is (p_i - onehot(y_i)) ⊗ [h_i; 1], a length times two
 directions. Directions lie on the grid of `core/exact.py`, so that inner products are exact in any
-order, in any blocks and by any number of threads; sums over rows are exact in small tiles, which
-are added in order.
+order, in any blocks and by any number of threads; sums over rows are exact in tiles, which are
+added in order.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,8 @@ import numpy as np
 from coreset_ray.core.exact import BITS, dots, unit_rows
 from coreset_ray.core.pool import Pool
 
-_TILE = 16  # products of entries up to 1, multiples of 2⁻⁴⁸: so many have an exact sum
+_TILE = 4096  # rows whose sums are exact
+_HALF = BITS // 2
 
 
 @dataclass(frozen=True)
@@ -106,17 +107,18 @@ def predicted(pool: Pool) -> np.ndarray:
 def outer_sum(left: np.ndarray, feature: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """Σ_i left_i ⊗ feature[rows_i]: (r, c) float64, (n, m) on the grid → (c, m) float64.
 
-    `left` is rounded to the grid of its largest entry. O(r·c·m).
+    `left` is rounded to the grid of its largest entry, and cut into its upper and its lower bits:
+    products with either leave a float64 room for the sum of a tile. O(r·c·m).
     """
-    total = np.zeros((left.shape[1], feature.shape[1]))
-    scale = np.abs(left).max(initial=0)
-    if scale == 0:
-        return total
+    scale = np.abs(left).max(initial=0) or 1.0
     grid = _on_grid(left / scale)
+    upper = np.rint(grid * 2.0**_HALF) * 2.0**-_HALF
+    both = np.concatenate([upper, grid - upper], axis=1)
+    total = np.zeros((both.shape[1], feature.shape[1]))
     for first in range(0, len(rows), _TILE):
         tile = feature[rows[first : first + _TILE]].astype(np.float64)
-        total += grid[first : first + _TILE].T @ tile
-    return total * scale
+        total += both[first : first + _TILE].T @ tile
+    return (total[: left.shape[1]] + total[left.shape[1] :]) * scale
 
 
 @numba.njit(nogil=True, cache=True)
