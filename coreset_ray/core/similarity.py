@@ -1,0 +1,195 @@
+"""Similarity of rows to clients, those that they may serve, without ever holding all of it:
+n rows, c clients, m dimensions, q queries."""
+
+from typing import Any, Literal, Protocol
+
+import numba
+import numpy as np
+from scipy.sparse import csr_array
+
+from coreset_ray.core.exact import dots, unit_rows
+from coreset_ray.core.pool import Pool
+
+KernelName = Literal["neighbors", "dense"]
+NEIGHBORS = ("knn.neighbor", "knn.similarity")
+_BLOCK = 64 << 20  # bytes of similarities at a time
+_TILE = 4096  # rows met with a block of queries at a time
+
+
+class KernelNeeds:
+    """The columns that a method needs, by its field `kernel`: a kernel is made of either."""
+
+    def __get__(self, method: Any, kind: type) -> tuple[str, ...]:
+        dense = method is not None and method.kernel == "dense"
+        return ("embedding",) if dense else NEIGHBORS
+
+
+class Kernel(Protocol):
+    """Similarities from 0 to 1 of n rows to c clients."""
+
+    clients: int
+
+    def excess(self, rows: np.ndarray, level: np.ndarray, cap: np.ndarray) -> np.ndarray:
+        """Σ_i max(min(s_ij, cap_i) - level_i, 0) for each row j, over clients i; (r,) float64."""
+        ...
+
+    def lift(self, row: int, level: np.ndarray, cap: np.ndarray) -> None:
+        """level_i ← max(level_i, min(s_ij, cap_i)) in place for the row j."""
+        ...
+
+
+class Sparse:
+    """The similarities that are above 0, row by row.
+
+    start: (n + 1,) int64; client, similarity: those of row j from start[j] to start[j + 1], in
+    ascending order of clients.
+    """
+
+    def __init__(
+        self, start: np.ndarray, client: np.ndarray, similarity: np.ndarray, clients: int
+    ) -> None:
+        self.start, self.client, self.similarity = start, client, similarity
+        self.clients = clients
+
+    def excess(self, rows: np.ndarray, level: np.ndarray, cap: np.ndarray) -> np.ndarray:
+        return _excess(self.start, self.client, self.similarity, level, cap, rows)
+
+    def lift(self, row: int, level: np.ndarray, cap: np.ndarray) -> None:
+        client, similarity = self.of(row)
+        level[client] = np.maximum(level[client], np.minimum(similarity, cap[client]))
+
+    def of(self, row: int) -> tuple[np.ndarray, np.ndarray]:
+        """A row's clients and its similarities to them."""
+        here = slice(self.start[row], self.start[row + 1])
+        return self.client[here], self.similarity[here].astype(np.float64)
+
+    def sums(self) -> np.ndarray:
+        """Of each row over all clients, (n,) float64."""
+        rows = np.arange(len(self.start) - 1)
+        everything = np.full(self.clients, np.inf)
+        return self.excess(rows, np.zeros(self.clients), everything)
+
+
+class Dense:
+    """All cosines of a pool's rows, those below 0 as 0, computed when asked for.
+
+    Each is exact whatever the block (`core.exact`); a row is similar to itself by 1.
+    """
+
+    def __init__(self, embedding: np.ndarray) -> None:
+        self.rows = unit_rows(embedding)
+        self.clients = len(embedding)
+
+    def excess(self, rows: np.ndarray, level: np.ndarray, cap: np.ndarray) -> np.ndarray:
+        step = max(1, _BLOCK // (8 * self.clients))
+        found = [np.empty(0)]
+        for first in range(0, len(rows), step):
+            block = self._columns(rows[first : first + step])
+            found.append(_column_excess(block, level, cap))
+        return np.concatenate(found)
+
+    def lift(self, row: int, level: np.ndarray, cap: np.ndarray) -> None:
+        column = self._columns(np.array([row]))[:, 0]
+        np.maximum(level, np.minimum(column, cap), out=level)
+
+    def _columns(self, rows: np.ndarray) -> np.ndarray:
+        block = dots(self.rows, self.rows[rows])
+        block[rows, np.arange(len(rows))] = 1
+        return block
+
+
+def neighbor_kernel(pool: Pool, neighbors: int) -> Sparse:
+    """Each row with the nearest `neighbors` of its k and with those it is near to, by cosine; 1
+    with itself. O(n·neighbors) in memory."""
+    n = len(pool)
+    neighbor = pool["knn.neighbor"][:, :neighbors]
+    similarity = np.clip(pool["knn.similarity"][:, :neighbors], 0, 1)
+    row = np.repeat(np.arange(n), neighbor.shape[1]).reshape(neighbor.shape)
+    here = (neighbor >= 0) & (neighbor != row) & (similarity > 0)
+    every = np.arange(n)
+    row = np.concatenate([every, row[here]])
+    client = np.concatenate([every, neighbor[here]])
+    value = np.concatenate([np.ones(n, np.float32), similarity[here]])
+    near = csr_array((value, (row, client)), shape=(n, n))
+    return _sparse(csr_array(near.maximum(csr_array(near.T))), n)
+
+
+def nearest_query(rows: np.ndarray, queries: np.ndarray) -> np.ndarray:
+    """max_j max(s_ij, 0) over queries j for each row i, both of `unit_rows`: (n,) float64."""
+    best = np.zeros(len(rows))
+    for first, last in _spans(len(queries), 1024):
+        for a, b in _spans(len(rows), _TILE):
+            near = dots(rows[a:b], queries[first:last]).max(axis=1)
+            np.maximum(best[a:b], near, out=best[a:b])
+    return best
+
+
+def query_kernel(rows: np.ndarray, queries: np.ndarray, neighbors: int) -> Sparse:
+    """Queries as clients: each with the nearest `neighbors` of the rows; equals go to the first.
+
+    rows, queries: of `unit_rows`. O(q·neighbors) in memory.
+    """
+    count = min(neighbors, len(rows))
+    similarity = np.zeros((len(queries), count))
+    row = np.full((len(queries), count), -1, np.int64)
+    for first, last in _spans(len(queries), 1024):
+        for a, b in _spans(len(rows), _TILE):
+            block = dots(queries[first:last], rows[a:b])
+            _keep_best(block, a, similarity[first:last], row[first:last])
+    query = np.repeat(np.arange(len(queries)), count).reshape(row.shape)
+    here = row >= 0
+    shape = (len(rows), len(queries))
+    return _sparse(
+        csr_array((similarity[here], (row[here], query[here])), shape=shape), len(queries)
+    )
+
+
+def _sparse(found: csr_array, clients: int) -> Sparse:
+    found.sort_indices()
+    return Sparse(found.indptr.astype(np.int64), found.indices, found.data, clients)
+
+
+def _spans(count: int, step: int) -> list[tuple[int, int]]:
+    return [(first, min(first + step, count)) for first in range(0, count, step)]
+
+
+@numba.njit(nogil=True, cache=True)
+def _excess(start, client, similarity, level, cap, rows):
+    found = np.empty(len(rows))
+    for r in range(len(rows)):
+        total = 0.0
+        for e in range(start[rows[r]], start[rows[r] + 1]):
+            i = client[e]
+            more = min(np.float64(similarity[e]), cap[i]) - level[i]
+            if more > 0:
+                total += more
+        found[r] = total
+    return found
+
+
+@numba.njit(nogil=True, cache=True)
+def _column_excess(block, level, cap):
+    found = np.zeros(block.shape[1])
+    for i in range(len(block)):
+        for j in range(block.shape[1]):
+            more = min(block[i, j], cap[i]) - level[i]
+            if more > 0:
+                found[j] += more
+    return found
+
+
+@numba.njit(nogil=True, cache=True)
+def _keep_best(block, first, similarity, row):
+    """Merges a block of queries × rows into each query's best, in descending order."""
+    last = similarity.shape[1] - 1
+    for q in range(len(block)):
+        for i in range(block.shape[1]):
+            value, place = block[q, i], last
+            if value <= similarity[q, last]:
+                continue
+            while place > 0 and similarity[q, place - 1] < value:
+                similarity[q, place] = similarity[q, place - 1]
+                row[q, place] = row[q, place - 1]
+                place -= 1
+            similarity[q, place] = value
+            row[q, place] = first + i
