@@ -143,6 +143,15 @@ def test_methods_that_select_alone_choose_as_in_one_process(
     assert config.label == method
 
 
+def test_what_fits_no_machine_is_refused_with_the_arithmetic(embedded, monkeypatch):
+    config = load(embedded, ["score={}", "select.method=facility_location", "signals.classes=4"])
+    write_signals(config)
+    small = SimpleNamespace(cpus=2, nodes=((2, 4_000),))
+    monkeypatch.setattr(alone, "cluster", lambda: small)
+    with pytest.raises(ValueError, match=r"120 rows × .* bytes = .* select.partitions to at least"):
+        manifest_of(config)
+
+
 @pytest.mark.parametrize("balance", ["clusters", "pseudo_labels"])
 def test_groups_are_those_of_the_signal(embedded, balance):
     words = ["score.method=prototypicality", "score.params={}", "select.method=moderate"]
