@@ -350,6 +350,14 @@ def test_prism_resembles_the_target_set(of: str) -> None:
     assert s[run("prism", pool, 1, told, target=target)].mean() > s.mean() + 0.2
 
 
+def test_dense_gains_are_the_same_whether_held_or_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = maximize(FacilityLocation(kernels.Dense(embedding_of())), np.arange(N), 9, "lazy")
+    monkeypatch.setattr(kernels, "_HELD", 0)
+    asked = maximize(FacilityLocation(kernels.Dense(embedding_of())), np.arange(N), 9, "lazy")
+    np.testing.assert_array_equal(held.rows, asked.rows)
+    np.testing.assert_array_equal(held.gains, asked.gains)
+
+
 def test_query_reductions_do_not_depend_on_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     rows, queries = (kernels.unit_rows(embedding_of(n, n)) for n in (30, 17))
     first = kernels.nearest_query(rows, queries), kernels.query_kernel(rows, queries, 4)

@@ -13,6 +13,7 @@ from coreset_ray.core.pool import Pool
 KernelName = Literal["neighbors", "dense"]
 NEIGHBORS = ("knn.neighbor", "knn.similarity")
 _BLOCK = 64 << 20  # bytes of similarities at a time
+_HELD = 512 << 20  # bytes of similarities that are kept where all take no more
 _TILE = 4096  # rows met with a block of queries at a time
 
 
@@ -71,7 +72,7 @@ class Sparse:
 
 
 class Dense:
-    """All cosines of a pool's rows, those below 0 as 0, computed when asked for.
+    """All cosines of a pool's rows, those below 0 as 0: of a small pool once, else when asked for.
 
     Each is exact whatever the block (`core.exact`); a row is similar to itself by 1.
     """
@@ -79,6 +80,9 @@ class Dense:
     def __init__(self, embedding: np.ndarray) -> None:
         self.rows = unit_rows(embedding)
         self.clients = len(embedding)
+        self.held = None
+        if 8 * self.clients**2 <= _HELD:
+            self.held = self._columns(np.arange(self.clients))
 
     def excess(self, rows: np.ndarray, level: np.ndarray, cap: np.ndarray) -> np.ndarray:
         step = max(1, _BLOCK // (8 * self.clients))
@@ -93,6 +97,8 @@ class Dense:
         np.maximum(level, np.minimum(column, cap), out=level)
 
     def _columns(self, rows: np.ndarray) -> np.ndarray:
+        if self.held is not None:
+            return self.held[:, rows]
         block = dots(self.rows, self.rows[rows])
         block[rows, np.arange(len(rows))] = 1
         return block
