@@ -148,7 +148,7 @@ def _one_pass(
                 fn_constructor_args=arguments,
                 batch_size=None,
                 batch_format="numpy",
-                compute=ActorPoolStrategy(size=plan.encoders),
+                compute=ActorPoolStrategy(size=min(plan.encoders, len(shards))),
                 num_cpus=plan.encoder_cpus,
                 num_gpus=plan.encoder_gpus or None,
             )
