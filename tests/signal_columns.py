@@ -32,7 +32,7 @@ def drawn(n: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
     """Clusters, pseudo-labels, what a classifier's training leaves behind, what one says."""
     logits = np.cumsum(rng.normal(size=(n, EPOCHS, CLASSES)), axis=1)
     label = rng.integers(0, CLASSES, n)
-    found = {
+    return {
         "clusters.cluster": rng.integers(0, 3, n).astype(np.int32),
         "clusters.distance": rng.random(n).astype(np.float32),
         "pseudo_labels.label": label.astype(np.int32),
@@ -40,19 +40,6 @@ def drawn(n: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         "pseudo_labels.agreement": rng.random(n).astype(np.float32),
         **dynamics(logits, label),
         **proxy(logits[:, -1], label, rng),
-    }
-    return {**found, **proxy(label, rng)}
-
-
-def proxy(label: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Outputs of a classifier trained for a few epochs, in some runs."""
-    high = np.exp(rng.normal(size=(len(label), CLASSES)))
-    return {
-        "proxy.label": label.astype(np.int32),
-        "proxy.probability": (high / high.sum(axis=1, keepdims=True)).astype(np.float32),
-        "proxy.feature": np.maximum(rng.normal(size=(len(label), 6)), 0).astype(np.float32),
-        "proxy.gradient_norm": (0.1 + rng.random((len(label), 3))).astype(np.float32),
-        "proxy.perturbation": (0.1 + rng.random(len(label))).astype(np.float32),
     }
 
 

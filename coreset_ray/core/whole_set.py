@@ -108,8 +108,7 @@ def choose_among(
     place[number] = np.arange(len(number))
     view = pool.take(number)
     if _NEIGHBOR in view.columns:
-        neighbor = view.columns[_NEIGHBOR]
-        columns = {**view.columns, _NEIGHBOR: np.where(neighbor < 0, -1, place[neighbor])}
+        columns = {**view.columns, _NEIGHBOR: place[view.columns[_NEIGHBOR]]}
         view = Pool(view.uid, columns)
     kept = place[given.kept]
     found = method.choose(view, k, seed, Given(kept, given.target))
