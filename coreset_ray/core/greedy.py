@@ -54,6 +54,11 @@ class Greedy(Method):
         """Whole numbers of the block, int64, that are added up over all blocks before the start."""
         return np.zeros(0, np.int64)
 
+    def inform(self, block: Pool, total: np.ndarray, count: int) -> Pool:
+        """The prepared rows with what each further needs that follows from the sum of all blocks'
+        surveys: themselves by default. Arguments as in `start`."""
+        return block
+
     @abstractmethod
     def start(self, block: Pool, seed: int, total: np.ndarray, count: int) -> np.ndarray:
         """What each row is worth while nothing is chosen, (rows,) float64. total: of all blocks'
@@ -78,6 +83,7 @@ class Block:
         return self.method.survey(self.rows)
 
     def start(self, seed: int, total: np.ndarray, count: int) -> None:
+        self.rows = self.method.inform(self.rows, total, count)
         self.gain = self.method.start(self.rows, seed, total, count)
 
     def take(self, chosen: Picked) -> None:
@@ -171,9 +177,9 @@ def greedy_rows(
         for block in blocks:
             block.take(followed)
     chosen: list[Picked] = []
-    room = k
+    room, count = k, offers if method.falls else 1
     while room:
-        told = [block.offer(offers) for block in blocks]
+        told = [block.offer(min(count, room)) for block in blocks]
         chosen.append(settle(method, [o for o, _ in told], [r for _, r in told], room))
         room -= len(chosen[-1].number)
         for block in blocks:

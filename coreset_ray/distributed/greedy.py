@@ -10,6 +10,7 @@ import ray
 from coreset_ray.core.alone import in_turns
 from coreset_ray.core.greedy import OFFERS, Block, Greedy, Picked, Place, batches, follow, settle
 from coreset_ray.core.pool import joined
+from coreset_ray.core.threads import one_thread
 from coreset_ray.core.whole_set import Choice
 from coreset_ray.distributed.blocks import PoolFiles
 from coreset_ray.distributed.progress import Progress
@@ -101,6 +102,7 @@ class Holder:
         first: int,
         group: str | None,
     ):
+        one_thread()
         self.method, self.seed, self.first = method, seed, first
         needs = (*method.needs, *([group] if group and group not in method.needs else []))
         self.pool = joined([files.read(part, needs) for part in parts])

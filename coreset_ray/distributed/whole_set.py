@@ -10,6 +10,7 @@ import ray
 
 from coreset_ray.core.alone import in_turns
 from coreset_ray.core.pool import Pool, joined
+from coreset_ray.core.threads import one_thread
 from coreset_ray.core.whole_set import Choice, Given, WholeSet, choose_among, parts_of
 from coreset_ray.distributed.blocks import PoolFiles
 from coreset_ray.distributed.progress import Progress
@@ -67,6 +68,7 @@ def _group(work: Any, group: int, share: int, partitions: int) -> ray.ObjectRef:
 @ray.remote(num_cpus=1, max_retries=3)
 def _choose(work: Work, group: int, k: int, partition: int | None, *first: Choice) -> Choice:
     """Of the rows of a group; those of one partition; or, given what was chosen of each, those."""
+    one_thread()
     pool, number = _read(work, group, partition, first)
     place = np.searchsorted(number, work.given.kept).clip(max=len(number) - 1)
     own = place[number[place] == work.given.kept]

@@ -1,0 +1,102 @@
+"""Geometric methods against slow, obvious forms, and the properties that their papers print."""
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+
+from coreset_ray.core.alone import select_alone
+from coreset_ray.core.exact import unit_rows
+from coreset_ray.core.pool import Pool, pool_of
+from coreset_ray.core.random import uid_uniform
+from coreset_ray.selectors.herding import Herding
+from coreset_ray.selectors.k_center import KCenter
+
+
+def pool(n: int, m: int = 7, seed: int = 0) -> Pool:
+    rng = np.random.default_rng(seed)
+    z = rng.normal(size=(n, m)) + rng.normal(size=m)
+    return pool_of(z.astype(np.float32), rng.integers(0, 2**64, (n, 2), np.uint64))
+
+
+def short(of: Pool) -> np.ndarray:
+    """Rows of length 1, rounded as herding rounds them."""
+    return unit_rows(of["embedding"], 14).astype(np.float64)
+
+
+def mean_errors(rows: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """‖mean of the first k - mean of all‖ for every k from 1."""
+    means = np.cumsum(rows[order], axis=0) / np.arange(1, len(order) + 1)[:, None]
+    return np.linalg.norm(means - rows.mean(axis=0), axis=1)
+
+
+def test_herding_keeps_the_mean_nearest_to_the_pools() -> None:
+    """As DeepCore writes it: each next row is the one that brings the mean nearest. On rows of
+    equal length, which rounding leaves them but for 2^-14, both forms agree."""
+    of = pool(60)
+    rows, mean = short(of), short(of).mean(axis=0)
+    found = select_alone(Herding(), of, 40, 0)
+    w, left = mean.copy(), list(range(60))
+    for step, row in enumerate(found.rows):
+        gains = rows[left] @ w
+        assert row == left[int(np.argmax(gains))]
+        assert found.gains[step] == pytest.approx(gains.max(), abs=1e-6)
+        so_far = rows[found.rows[:step]].sum(axis=0)
+        apart = np.linalg.norm((so_far + rows[left]) / (step + 1) - mean, axis=1)
+        assert apart[left.index(row)] <= apart.min() + 1e-3 / (step + 1)
+        w += mean - rows[row]
+        left.remove(int(row))
+
+
+def test_error_of_herdings_mean_falls_as_one_over_k() -> None:
+    """k times the error stays bounded, where that of rows drawn at random grows as √k."""
+    of = pool(2000, 5)
+    rows, k = short(of), np.arange(1, 401)
+    herded = k * mean_errors(rows, select_alone(Herding(), of, 400, 0).rows)
+    drawn = k * mean_errors(rows, np.random.default_rng(0).permutation(2000)[:400])
+    assert herded.max() < 2
+    assert herded[200:].max() < 1.5 * herded[:200].max()
+    assert drawn[300:].mean() > 4 * herded[300:].mean()
+
+
+def test_equal_rows_are_herded_by_uid() -> None:
+    uid = np.stack([np.zeros(8), [5, 3, 1, 7, 2, 0, 6, 4]], axis=1).astype(np.uint64)
+    same = np.full((8, 2), 0.5, np.float32)
+    found = select_alone(Herding(), pool_of(same, uid), 8, 0).rows
+    assert found.tolist() == np.argsort(uid[:, 1]).tolist()
+
+
+def squared(of: Pool) -> np.ndarray:
+    rows = unit_rows(of["embedding"]).astype(np.float64)
+    return ((rows[:, None] - rows[None]) ** 2).sum(axis=2)
+
+
+def test_k_center_takes_the_farthest_row_every_time() -> None:
+    of = pool(80)
+    apart, key = squared(of), uid_uniform(3, of.uid)
+    found = select_alone(KCenter(), of, 50, 3)
+    chosen = [int(np.argmax(key))]
+    while len(chosen) < 50:
+        nearest = apart[:, chosen].min(axis=1)
+        nearest[chosen] = -1
+        chosen.append(int(np.argmax(nearest)))
+        assert found.gains[len(chosen) - 1] == pytest.approx(nearest.max(), abs=1e-12)
+    assert found.rows.tolist() == chosen
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_k_center_covers_within_twice_the_smallest_radius(seed: int) -> None:
+    """Of every choice of k rows (Gonzalez, 1985)."""
+    of = pool(11, 3, seed)
+    apart = np.sqrt(squared(of))
+    for k in (1, 2, 3, 4):
+        best = min(apart[:, list(c)].min(axis=1).max() for c in combinations(range(11), k))
+        found = apart[:, select_alone(KCenter(), of, k, seed).rows].min(axis=1).max()
+        assert best <= found <= 2 * best
+
+
+def test_k_center_goes_round_what_is_kept_already() -> None:
+    of = pool(40)
+    kept = np.array([4, 30])
+    first = select_alone(KCenter(), of, 1, 0, kept=kept).rows[0]
+    assert first == np.argmax(squared(of)[:, kept].min(axis=1))
