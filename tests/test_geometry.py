@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from coreset_ray.core.alone import select_alone
-from coreset_ray.core.exact import unit_rows
+from coreset_ray.core.exact import dots, unit_rows
+from coreset_ray.core.nearest import lower, nearest, squares
 from coreset_ray.core.pool import Pool, pool_of
 from coreset_ray.core.random import uid_uniform
 from coreset_ray.selectors.herding import Herding
@@ -100,3 +101,23 @@ def test_k_center_goes_round_what_is_kept_already() -> None:
     kept = np.array([4, 30])
     first = select_alone(KCenter(), of, 1, 0, kept=kept).rows[0]
     assert first == np.argmax(squared(of)[:, kept].min(axis=1))
+
+
+def test_nearest_rows_are_exact_whatever_single_precision_says() -> None:
+    """Rows a step of the grid apart, which float32 products cannot tell."""
+    rng = np.random.default_rng(0)
+    z = np.repeat(rng.normal(size=(40, 300)), 5, axis=0)
+    rows = unit_rows(z + rng.normal(size=z.shape) * 1e-7)
+    rows[7] = 0
+    centers = np.concatenate([rows[::3], rows[:4]])
+    exact = dots(rows, centers)
+    which, product = nearest(rows, centers)
+    np.testing.assert_array_equal(which, exact.argmax(axis=1))
+    np.testing.assert_array_equal(product, exact.max(axis=1))
+    assert (rows @ centers.T).argmax(axis=1).tolist() != which.tolist()
+    square = squares(rows)
+    apart = np.maximum(square[:, None] + squares(centers) - 2 * exact, 0)
+    gain = rng.random(len(rows))
+    expected = np.minimum(gain, apart.min(axis=1))
+    lower(gain, rows, square, centers)
+    np.testing.assert_array_equal(gain, expected)

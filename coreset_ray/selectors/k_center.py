@@ -5,8 +5,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from coreset_ray.core.exact import dots, unit_rows
+from coreset_ray.core.exact import unit_rows
 from coreset_ray.core.greedy import Greedy, Picked
+from coreset_ray.core.nearest import lower, squares
 from coreset_ray.core.pool import Pool
 from coreset_ray.core.random import uid_uniform
 
@@ -29,19 +30,11 @@ class KCenter(Greedy):
     cost: ClassVar[str] = "O(n·m·k)"
 
     def prepare(self, block: Pool) -> Pool:
-        return Pool(block.uid, {"embedding": unit_rows(block["embedding"])})
+        rows = unit_rows(block["embedding"])
+        return Pool(block.uid, {"row": rows, "square": squares(rows)})
 
     def start(self, block: Pool, seed: int, total: np.ndarray, count: int) -> np.ndarray:
         return _FARTHEST + uid_uniform(seed, block.uid)
 
     def take(self, gain: np.ndarray, block: Pool, number: np.ndarray, chosen: Picked) -> None:
-        rows, centers = block["embedding"], chosen.rows["embedding"]
-        nearest = dots(rows, centers)
-        nearest *= -2
-        nearest += _squares(centers)
-        np.minimum(gain, np.maximum(nearest.min(axis=1) + _squares(rows), 0), out=gain)
-
-
-def _squares(rows: np.ndarray) -> np.ndarray:
-    """Exact squared lengths, (n,) float64."""
-    return np.einsum("ij,ij->i", rows, rows, dtype=np.float64)
+        lower(gain, block["row"], block["square"], chosen.rows["row"])
