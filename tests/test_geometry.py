@@ -8,10 +8,13 @@ import pytest
 from coreset_ray.core.alone import select_alone
 from coreset_ray.core.exact import dots, unit_rows
 from coreset_ray.core.nearest import lower, nearest, squares
-from coreset_ray.core.pool import Pool, pool_of
+from coreset_ray.core.pool import Pool, pool_of, uid_order
 from coreset_ray.core.random import uid_uniform
+from coreset_ray.core.spherical import cluster, first_centers, first_clock, standard_rows
 from coreset_ray.selectors.herding import Herding
 from coreset_ray.selectors.k_center import KCenter
+from coreset_ray.selectors.medoids import Medoids, earned
+from coreset_ray.selectors.simcore import SimCore
 
 
 def pool(n: int, m: int = 7, seed: int = 0) -> Pool:
@@ -121,3 +124,102 @@ def test_nearest_rows_are_exact_whatever_single_precision_says() -> None:
     expected = np.minimum(gain, apart.min(axis=1))
     lower(gain, rows, square, centers)
     np.testing.assert_array_equal(gain, expected)
+
+
+def blobs(sizes: list[int], seed: int = 0) -> tuple[Pool, np.ndarray]:
+    """Groups of rows far apart, and the group of each row."""
+    rng = np.random.default_rng(seed)
+    group = rng.permutation(np.repeat(np.arange(len(sizes)), sizes))
+    z = 5 * rng.normal(size=(len(sizes), 12))[group] + 0.3 * rng.normal(size=(len(group), 12))
+    uid = np.sort(rng.integers(0, 2**63, len(group), np.uint64))
+    return pool_of(z.astype(np.float32), np.stack([uid, uid], axis=1)), group
+
+
+def test_clusters_are_those_of_plain_k_means() -> None:
+    of = pool(300)
+    of = of.take(uid_order(of.uid))
+    rows = standard_rows(of["embedding"])
+    z = of["embedding"].astype(np.float64)
+    z = (z - z.mean(axis=0)) / z.std(axis=0)
+    np.testing.assert_allclose(rows, z / np.linalg.norm(z, axis=1, keepdims=True), atol=1e-6)
+    fixed = np.array([3, 77])
+    centers, which, cosine = cluster(rows, of.uid, 6, 1, iterations=30, fixed=fixed)
+    plain = rows[[*fixed, *first_centers(rows, of.uid, 6, 1, fixed)]].astype(np.float64)
+    for _ in range(30):
+        own = (rows @ plain.T).argmax(axis=1)
+        for c in range(2, 8):
+            total = rows[own == c].astype(np.float64).sum(axis=0)
+            plain[c] = total / np.linalg.norm(total)
+    np.testing.assert_allclose(centers, plain, atol=1e-6)
+    np.testing.assert_array_equal(which, own)
+    np.testing.assert_allclose(cosine, (rows @ plain.T).max(axis=1), atol=1e-6)
+
+
+def test_first_centers_are_drawn_by_squared_distance() -> None:
+    """Of rows in two directions, all but one in the first: the second centre is always the one."""
+    z = np.tile([1.0, 0.0], (50, 1))
+    z[20] = [0.0, 1.0]
+    of = pool_of(z.astype(np.float32))
+    none = np.empty(0, np.int64)
+    for seed in range(20):
+        found = first_centers(unit_rows(z), of.uid, 5, seed, none)
+        assert len(found) == 2 and 20 in found
+    rate = np.array([0.0, 1.0, 3.0])
+    counts = np.bincount([first_clock(rate, of.uid[:3], 0, use) for use in range(2000)])
+    assert counts[0] == 0 and 1350 < counts[2] < 1650
+
+
+def test_medoids_are_the_members_nearest_the_centres() -> None:
+    of, group = blobs([40, 25, 10, 5])
+    found = select_alone(Medoids(), of, 4, 0)
+    assert group[found.rows].tolist() == [0, 1, 2, 3]
+    assert found.gains.tolist() == [40, 25, 10, 5]
+    rows = standard_rows(of["embedding"]).astype(np.float64)
+    for g, row in enumerate(found.rows):
+        own = np.flatnonzero(group == g)
+        assert row == own[np.argmax(rows[own] @ rows[own].sum(axis=0))]
+
+
+def test_a_cluster_that_holds_a_kept_row_is_served() -> None:
+    of, group = blobs([40, 25, 10, 5])
+    kept = np.array([np.flatnonzero(group == 1)[3]])
+    found = select_alone(Medoids(), of, 3, 0, kept=kept).rows
+    assert sorted(group[found]) == [0, 2, 3]
+
+
+def test_many_medoids_are_shared_between_cells_by_size() -> None:
+    of, group = blobs([300, 150, 50])
+    found = select_alone(Medoids(), of, 100, 0).rows
+    np.testing.assert_allclose(np.bincount(group[found]), [60, 30, 10], atol=3)
+
+
+def test_shares_of_cells_are_in_proportion() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(30):
+        sizes = rng.integers(0, 60, 7)
+        served = rng.binomial(sizes, 0.1)
+        k = int(rng.integers(0, (sizes - served).sum() + 1))
+        share = earned(k, sizes, served)
+        assert share.sum() == k and (share >= 0).all() and (share + served <= sizes).all()
+    exact = 20 * np.array([50, 30, 20]) / 100
+    assert earned(20, np.array([50, 30, 20]), np.zeros(3, int)).tolist() == exact.tolist()
+
+
+def test_simcore_takes_what_is_nearest_the_target_in_turn() -> None:
+    of, group = blobs([60, 30, 30])
+    rng = np.random.default_rng(1)
+    like = [np.flatnonzero(group == g)[0] for g in (1, 2)]
+    target = np.repeat(of["embedding"][like], 5, axis=0)
+    target = target + 0.1 * rng.normal(size=target.shape).astype(np.float32)
+    method = SimCore(clusters=2)
+    found = select_alone(method, of, 20, 0, target=target)
+    assert np.bincount(group[found.rows]).tolist() == [0, 10, 10]
+    centers = method._centers(target, 0)
+    cosine = unit_rows(of["embedding"]).astype(np.float64) @ centers.T.astype(np.float64)
+    left, expected = list(range(len(of))), []
+    for turn in range(20):
+        expected.append(left.pop(int(np.argmax(cosine[left, turn % 2]))))
+    assert found.rows.tolist() == expected
+    kept = np.flatnonzero(group == 1)[:10]
+    after = select_alone(method, of, 10, 0, target=target, kept=kept).rows
+    assert (group[after] == 2).all()
