@@ -9,17 +9,18 @@ In a notebook, without Ray:
     kept = coreset_ray.select(Z, 500, method="random", selector="ccs", group=cluster)
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from coreset_ray import catalog
 from coreset_ray.core.alone import select_alone
-from coreset_ray.core.pool import pool_of
+from coreset_ray.core.filter import check_left, left_out
+from coreset_ray.core.pool import Pool, pool_of
 from coreset_ray.core.rule import Rule, check_group
 from coreset_ray.core.run import score_columns, select_rows
-from coreset_ray.core.selection import Selection
+from coreset_ray.core.selection import Selection, resolve_budget
 from coreset_ray.version import __version__
 
 __all__ = ["Selection", "__version__", "score", "select"]
@@ -59,6 +60,7 @@ def select(
     kept: np.ndarray | None = None,
     target: np.ndarray | None = None,
     partitions: int = 1,
+    filters: Sequence[str | tuple[str, Mapping[str, Any]]] = (),
     **params: Any,
 ) -> Selection:
     """The k rows to keep, best first: k is a count, or a fraction of the rows as a float.
@@ -67,16 +69,17 @@ def select(
     scores, by default the highest; group: (n,) integers from 0, of rows that are to be represented
     alike. Of a method that selects by itself: kept, rows chosen already, which shape the choice
     and are not among the k; target: (t, m), images that the choice should resemble; partitions:
-    choose in two rounds, first in so many parts. Other arguments and errors as in `score`.
+    choose in two rounds, first in so many parts. filters: names, or names with settings, of what
+    leaves images out first. Other arguments and errors as in `score`.
     """
     pool = pool_of(embedding, uid, signals)
+    group = _filtered(pool, k, check_group(group, len(pool)), filters)
     alone = catalog.selector_classes().get(method)
     if alone is not None and not issubclass(alone, Rule):
         if selector is not None or settings:
             raise ValueError(f"method {method!r} selects by itself: leave out selector, settings")
         built = catalog.build_selector(method, params)
         assert not isinstance(built, Rule)
-        group = check_group(group, len(pool))
         given = {"group": group, "kept": kept, "target": target, "partitions": partitions}
         return select_alone(built, pool, k, seed, **given)
     if kept is not None or target is not None or partitions != 1:
@@ -88,6 +91,19 @@ def select(
     rule = catalog.build_selector(selector or "top", dict(settings or {}), "settings")
     if not isinstance(rule, Rule):
         raise ValueError(f"selector={selector!r} selects by itself: give it as the method")
-    return select_rows(
-        catalog.build(method, params), pool, k, seed, rule, check_group(group, len(pool))
-    )
+    return select_rows(catalog.build(method, params), pool, k, seed, rule, group)
+
+
+def _filtered(
+    pool: Pool,
+    k: int | float,
+    group: np.ndarray | None,
+    filters: Sequence[str | tuple[str, Mapping[str, Any]]],
+) -> np.ndarray | None:
+    """The groups, -1 where a filter drops the row."""
+    if not filters:
+        return group
+    named = [(f, {}) if isinstance(f, str) else f for f in filters]
+    out = left_out([catalog.build_filter(n, dict(p), f"filter {n}") for n, p in named], pool)
+    check_left(resolve_budget(k, len(pool)), int((~out).sum()), len(pool))
+    return np.where(out, -1, 0 if group is None else group)

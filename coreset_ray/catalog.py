@@ -8,14 +8,16 @@ from functools import cache
 from types import MappingProxyType
 from typing import Any
 
+from coreset_ray import filters as filter_folder
 from coreset_ray import scores, selectors
+from coreset_ray.core.filter import Filter
 from coreset_ray.core.greedy import Greedy
 from coreset_ray.core.method import Method, PerSample, Sampled, Scorer
 from coreset_ray.core.rule import Rule
 from coreset_ray.core.whole_set import WholeSet
 from coreset_ray.strict import validate
 
-_SHAPES = (PerSample, Sampled, Rule, Greedy, WholeSet)
+_SHAPES = (PerSample, Sampled, Rule, Greedy, WholeSet, Filter)
 Selector = Rule | Greedy | WholeSet
 
 
@@ -29,6 +31,12 @@ def methods() -> MappingProxyType[str, type[Scorer]]:
 def selector_classes() -> MappingProxyType[str, type[Selector]]:
     """Every method that selects, by name: rules over scores, and those that need none."""
     return _found_in(selectors, (Rule, Greedy, WholeSet))
+
+
+@cache
+def filters() -> MappingProxyType[str, type[Filter]]:
+    """Every filter, by name."""
+    return _found_in(filter_folder, Filter)
 
 
 def _found_in(folder: Any, kind: Any) -> MappingProxyType[str, Any]:
@@ -67,6 +75,11 @@ def build_selector(name: str, params: dict[str, Any], where: str = "") -> Select
 def reads_scores(name: str) -> bool:
     """Whether the selector of that name is a rule over scores; others select by themselves."""
     return issubclass(_named(name, selector_classes(), "selector"), Rule)
+
+
+def build_filter(name: str, params: dict[str, Any], where: str = "") -> Filter:
+    """The filter with these settings, as `build`."""
+    return validate(_named(name, filters(), "filter"), params, where)
 
 
 def shape_of(method: type[Method]) -> str:

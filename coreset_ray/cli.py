@@ -270,7 +270,7 @@ def _degrade(texts: list[str] | None) -> Any:
 def _list_methods(options: argparse.Namespace) -> None:
     from dataclasses import fields
 
-    from coreset_ray.catalog import methods, selector_classes, shape_of
+    from coreset_ray.catalog import filters, methods, selector_classes, shape_of
 
     rows = [
         {
@@ -281,7 +281,7 @@ def _list_methods(options: argparse.Namespace) -> None:
             "cost": method.cost,
             "source": method.source,
         }
-        for name, method in [*methods().items(), *selector_classes().items()]
+        for name, method in [*methods().items(), *selector_classes().items(), *filters().items()]
     ]
     if options.json:
         print(json.dumps(rows, indent=1))

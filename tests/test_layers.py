@@ -20,14 +20,15 @@ ALLOWED = {
     "coreset_ray.core": "numpy scipy numba llvmlite torch triton",
     "coreset_ray.scores": "coreset_ray.core numpy",
     "coreset_ray.selectors": "coreset_ray.core numpy",
+    "coreset_ray.filters": "coreset_ray.core numpy",
     "coreset_ray.clustering": "coreset_ray.core numpy scipy numba torch sklearn faiss",
     "coreset_ray.models": "coreset_ray.core numpy torch torchvision timm open_clip PIL sklearn "
     "safetensors",
     "coreset_ray.io": "coreset_ray.core pyarrow webdataset braceexpand PIL numpy torchvision "
     "sklearn",
     "coreset_ray.strict": "pydantic",
-    "coreset_ray.catalog": "coreset_ray.scores coreset_ray.selectors coreset_ray.core "
-    "coreset_ray.strict",
+    "coreset_ray.catalog": "coreset_ray.scores coreset_ray.selectors coreset_ray.filters "
+    "coreset_ray.core coreset_ray.strict",
     "coreset_ray.config": "coreset_ray.catalog coreset_ray.strict coreset_ray.core "
     "coreset_ray.models.spec coreset_ray.models.recipe coreset_ray.models.mlp "
     "coreset_ray.clustering.deep pydantic yaml",
@@ -36,7 +37,7 @@ ALLOWED = {
     "coreset_ray.cli": "coreset_ray pipelines",
     "pipelines": "coreset_ray pyarrow numpy matplotlib",
 }
-METHOD_FOLDERS = ("coreset_ray.scores", "coreset_ray.selectors")
+METHOD_FOLDERS = ("coreset_ray.scores", "coreset_ray.selectors", "coreset_ray.filters")
 MAY_PRINT = ("coreset_ray.cli",)
 
 

@@ -25,7 +25,8 @@ def select_alone(
 ) -> Selection:
     """The rows a method keeps, in the order of choosing, in this process.
 
-    group: (n,) integers from 0, of rows that are to be represented alike; kept: rows that are
+    group: (n,) integers from 0, of rows that are to be represented alike, -1 where a row takes no
+    part; kept: rows that are
     chosen already, in their order: they shape the choice, count in no budget and are not chosen
     again; target: (t, m), images that the choice should resemble; partitions: of a method that
     needs all rows, see `choose_whole`.
@@ -34,11 +35,11 @@ def select_alone(
     before = check_kept(kept, len(pool))
     check_target(method, target, pool)
     k = resolve_budget(budget, len(pool))
-    check_room(k, len(pool) - len(before), len(before))
     groups = np.zeros(len(pool), np.int64) if group is None else np.asarray(group)
-    taken = np.isin(np.arange(len(pool)), before)
+    free = ~np.isin(np.arange(len(pool)), before) & (groups >= 0)
+    check_room(k, int(free.sum()), len(before))
     found = []
-    for g, share in enumerate(shares(k, np.bincount(groups[~taken]))):
+    for g, share in enumerate(shares(k, np.bincount(groups[free]))):
         number, own = np.flatnonzero(groups == g), before[groups[before] == g]
         if not share:
             continue

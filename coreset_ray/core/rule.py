@@ -127,10 +127,11 @@ def choose_rows(
     """The k rows that the rule keeps, by its key, best first; ties to the smallest uid.
 
     score: (n,) float64 without NaN; uid: (n, 2) uint64; group: (n,) int, numbers from 0, of rows
-    that are to be represented alike, or None. Returns (k,) int64. O(n log n).
+    that are to be represented alike, -1 where one takes no part, or None. Returns (k,) int64.
+    O(n log n).
     """
     groups = np.zeros(len(score), np.int64) if group is None else np.asarray(group)
-    sizes = np.bincount(groups)
+    sizes = np.bincount(groups[groups >= 0])
     kept, keys = [], []
     for g, share in enumerate(budgets(rule, k, sizes)):
         if not share:

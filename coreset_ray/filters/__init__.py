@@ -1,0 +1,1 @@
+"""Filters that leave images out before a method chooses, one a file."""
