@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from coreset_ray import catalog
 from coreset_ray.clustering.deep import HeadSettings
+from coreset_ray.core.filter import Filter
 from coreset_ray.core.method import Sampled, Scorer
 from coreset_ray.core.rule import Rule
 from coreset_ray.core.whole_set import WholeSet
@@ -225,20 +226,39 @@ class SearchConfig(Section):
     seeds: Positive = 1
 
 
+class FilterConfig(Section):
+    """What leaves images out before anything is selected: a filter and its settings, see
+    `coreset-ray methods`."""
+
+    method: str
+    params: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _filter_exists(self) -> "FilterConfig":
+        self.build()
+        return self
+
+    def build(self) -> Filter:
+        return catalog.build_filter(self.method, self.params, "params")
+
+
 class SelectConfig(Section):
     """budget: an integer is a count, a fraction (0.01) a share of the pool. method, params: the
     selector and its settings, see `coreset-ray methods`; by default what goes with the scores.
     Where a selector says so, a setting may be `auto`. balance: as many of each cluster, or of each
-    pseudo-label. For methods that select by themselves: keep, the manifest (manifest.parquet) of
-    images that are chosen already, which shape the choice and are not chosen again; target, shards
-    of images that the choice should resemble; partitions: first chosen from each of so many parts
-    of the pool, then among those, where all rows do not fit in one process."""
+    pseudo-label. filters: leave images out first, each by the whole pool, by name or with params;
+    the budget stays a share of the whole pool. For methods that select by themselves: keep, the
+    manifest (manifest.parquet) of images that are chosen already, which shape the choice and are
+    not chosen again; target, shards of images that the choice should resemble; partitions: first
+    chosen from each of so many parts of the pool, then among those, where all rows do not fit in
+    one process."""
 
     budget: Budget
     method: str | None = None
     params: dict[str, Any] = {}
     balance: Literal["clusters", "pseudo_labels"] | None = None
     search: SearchConfig = SearchConfig()
+    filters: tuple[FilterConfig, ...] = ()
     keep: str | None = None
     target: PoolConfig | None = None
     partitions: Positive = 1
@@ -477,7 +497,8 @@ class Config(Section):
         if self.scores:
             own = type(self.score.build()).selector[0]
             chain = [self.score.method, *([name] if name != own else [])]
-        return " + ".join([*chain, *(["balanced"] if self.select.balance else [])])
+        before = [wanted.method for wanted in self.select.filters]
+        return " + ".join([*before, *chain, *(["balanced"] if self.select.balance else [])])
 
     def replace(self, section: str, **changes: Any) -> "Config":
         """A copy with keys of one section changed."""
@@ -486,7 +507,7 @@ class Config(Section):
 
 
 _RANDOMLY = {
-    **{"method": None, "params": {}, "balance": None},
+    **{"method": None, "params": {}, "balance": None, "filters": ()},
     **{"keep": None, "target": None, "partitions": 1},
 }
 
@@ -550,12 +571,13 @@ def _plain(value: Any) -> Any:
 
 
 def _spelled_out(data: dict[str, Any]) -> dict[str, Any]:
-    """A single shard entry or encoder written for a list of one, the name of an encoder or of a
-    compared method for it all."""
+    """A single shard entry, encoder or filter written for a list of one, the name of an encoder,
+    filter or compared method for it all."""
     for *sections, key in (
         ["pool", "shards"],
         ["evaluate", "test", "shards"],
         ["select", "target", "shards"],
+        ["select", "filters"],
         ["embed", "encoders"],
     ):
         node: Any = data
@@ -563,8 +585,9 @@ def _spelled_out(data: dict[str, Any]) -> dict[str, Any]:
             node = node.get(section) if isinstance(node, dict) else None
         if isinstance(node, dict) and isinstance(node.get(key), (str, dict)):
             node[key] = [node[key]]
-        if key == "encoders" and isinstance(node, dict) and isinstance(node.get(key), list):
-            node[key] = [{"name": e} if isinstance(e, str) else e for e in node[key]]
+        name = {"encoders": "name", "filters": "method"}.get(key)
+        if name and isinstance(node, dict) and isinstance(node.get(key), list):
+            node[key] = [{name: e} if isinstance(e, str) else e for e in node[key]]
     compare = data.get("compare")
     if isinstance(compare, dict) and isinstance(compare.get("methods"), list):
         named = [{"method": m} if isinstance(m, str) else m for m in compare["methods"]]

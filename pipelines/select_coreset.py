@@ -19,7 +19,7 @@ from coreset_ray.io.tables import matrix, read_table
 from coreset_ray.io.workspace import Stage, Workspace
 from coreset_ray.version import __version__
 from coreset_ray.versions import versions
-from pipelines import score, search
+from pipelines import filters, score, search
 from pipelines.embed import embed
 from pipelines.inputs import NotReady, Table, filled, key_of, pool_table
 from pipelines.signals import GROUPS, signal_folders, signal_stages
@@ -57,8 +57,13 @@ def stage_of(config: Config) -> tuple[Stage, dict[str, Any]]:
             f"select.budget={config.select.budget} of {record['rows']} images keeps none: raise it"
         )
     inputs |= {"table": record["table"], "snapshot": record["snapshot"]}
+    if config.select.filters:
+        inputs["filters"] = {
+            name: told["dropped"] for name, told in filters.finished(config).items()
+        }
     told = _told(config, inputs)
     content.append(k)
+    content += [sorted(inputs["filters"])] if config.select.filters else []
     if told["method"] != "top" or told["balance"]:
         content += [told, inputs.get("signals"), config.score.seed]
         content += [inputs[name] for name in ("keep", "target", "partitions") if name in inputs]
@@ -100,6 +105,7 @@ def run(config: Config) -> dict[str, Any]:
         search.run(config)
     if config.select.target is not None:
         embed(config, _target(config))
+    filters.run(config)
     stage, record = stage_of(config)
     if (done := stage.done()) is not None:
         _log.info("select: nothing to do, %s is finished", stage.folder.uri)
@@ -142,13 +148,15 @@ def choose_by_rule(
     """Writes the manifest of a scored pool. record: of the scores, with `inputs`, `kept` and
     `select` as in `stage_of`."""
     balance, scores = record["select"]["balance"], record["inputs"]["scores"]
+    left_out = record["inputs"].get("filters", {})
     parts = []
     for part in record["parts"]:
         place, group = workspace.root / "scores" / scores / f"part-{part}.parquet", None
         if balance:
             told = workspace.root / "signals" / balance["stage"] / f"part-{part}.parquet"
             group = told.uri, balance["column"]
-        parts.append(Scored(place.uri, group))
+        dropped = [f"{workspace.root.uri}/filters/{f}/part-{part}.parquet" for f in left_out]
+        parts.append(Scored(place.uri, group, tuple(dropped)))
     ranking = Ranking(method, rule, record["seed"], balance["groups"] if balance else 1)
     choose_kept(ranking, parts, (record["lowest"], record["highest"]), record["kept"], manifest)
 
@@ -163,8 +171,11 @@ def _choose_alone(config: Config, method: Any, record: dict[str, Any], manifest:
         table = _target(config)
         parts = [table.parts.part(part) for part in filled(table.snapshot())]
         target = np.concatenate([matrix(read_table(p, ["embedding"])["embedding"]) for p in parts])
+    root = Workspace(config.workspace).root
+    left_out = tuple((root / "filters" / f).uri for f in record["inputs"].get("filters", {}))
+    files = PoolFiles(pool_table(config).stage.folder.uri, folders, left_out)
     choose_alone(
-        *(method, config.score.seed, PoolFiles(pool_table(config).stage.folder.uri, folders)),
+        *(method, config.score.seed, files),
         *(record["parts"], record["kept"], manifest),
         group=group,
         groups=balance["groups"] if balance else 1,

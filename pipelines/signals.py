@@ -56,6 +56,8 @@ def needed_by(config: Config) -> list[str]:
     needs = [*signals_of(selector.needs)]
     if config.scores:
         needs += signals_of(config.score.build().needs)
+    for wanted in config.select.filters:
+        needs += signals_of(wanted.build().needs)
     needs += [config.select.balance] if config.select.balance else []
     needs += ["pseudo_labels"] if searched else []
     return [name for name in SIGNALS if name in needs]

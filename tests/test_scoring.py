@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from pools import digits_pool, table_of, write_config, write_signals
 
+import coreset_ray
 from coreset_ray import catalog
 from coreset_ray.config import load
 from coreset_ray.core.alone import select_alone
@@ -220,3 +221,39 @@ def test_a_part_is_read_in_blocks(tmp_path, monkeypatch):
     (tmp_path / "other").mkdir()
     with pytest.raises(ValueError, match="part 'p1': embedding row 32 holds a NaN"):
         write_values(tmp_path / "other", table, list(parts), 90, "float32")
+
+
+@pytest.mark.parametrize("words", [["score.method=random"], ["score={}", "select.method=herding"]])
+@pytest.mark.parametrize("balance", ["null", "clusters"])
+def test_filters_leave_out_what_they_drop_in_one_process(embedded, words, balance):
+    """Each by the whole pool, before a rule or a method that selects alone, whole or in groups."""
+    asked = "[near_duplicates, {method: hypersphere, params: {share: 0.3}}]"
+    words = ["score.params={}", *words, f"select.balance={balance}", f"select.filters={asked}"]
+    config = load(embedded, ["signals.classes=4", *words])
+    pool = write_signals(config)
+    columns = {name: column for name, column in pool.columns.items() if name != "embedding"}
+    given = {"uid": pool.uid, "signals": columns}
+    given["filters"] = ["near_duplicates", ("hypersphere", {"share": 0.3})]
+    given["group"] = pool["clusters.cluster"] if balance == "clusters" else None
+    method = "random" if config.scores else "herding"
+    rows = coreset_ray.select(pool["embedding"], 24, method=method, **given).rows
+    assert manifest_of(config) == [f"{hi:016x}{lo:016x}" for hi, lo in pool.uid[rows]]
+    stage, _ = select_coreset.finished(config)
+    told = (stage.folder / "selection.json").read_json()["inputs"]["filters"]
+    dropped = {stage.partition("-")[0]: count for stage, count in told.items()}
+    assert dropped.keys() == {"near_duplicates", "hypersphere"} and dropped["hypersphere"] == 36
+    assert config.label.startswith(f"near_duplicates + hypersphere + {method}")
+    without = config.replace("select", filters=())
+    assert manifest_of(without) != manifest_of(config)
+    with pytest.raises(ValueError, match=r"budget of 115: the filters leave \d+ of 120 images"):
+        manifest_of(config.replace("select", budget=115))
+
+
+def test_filters_are_checked_before_anything_runs(embedded):
+    for wrong, told in (
+        ("[near]", "near_duplicates"),
+        ("[{method: hypersphere, params: {x: 1}}]", "x"),
+    ):
+        with pytest.raises(ValueError, match=rf"select\.filters.*{told}"):
+            load(embedded, [f"select.filters={wrong}"])
+    assert load(embedded, ["select.filters=hypersphere"]).select.filters[0].method == "hypersphere"

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import ray
 
 from coreset_ray.core.alone import Alone, check_room
+from coreset_ray.core.filter import check_left
 from coreset_ray.core.greedy import Greedy
 from coreset_ray.core.limits import check_whole
 from coreset_ray.core.rule import shares
@@ -65,6 +66,8 @@ def choose_alone(
         )
     kept = np.array([number[uid] for uid in start.kept], np.int64)
     sizes = np.sum([counts for _, counts in answers], axis=0)
+    if files.filters:
+        check_left(k, int(sizes.sum()), sum(parts.values()))
     check_room(k, int(sizes.sum()), len(kept))
     share = shares(k, sizes).tolist()
     if isinstance(method, Greedy):
@@ -111,8 +114,8 @@ def _look(
             here = [(i, u) for i, u in enumerate(uid.to_pylist()) if u in wanted]
             found |= {u: first + i for i, u in here}
             free[[i for i, _ in here]] = False
-        of = np.zeros(rows, np.int64) if group is None else files.read(part, (group,))[group]
-        counts += np.bincount(of[free], minlength=groups)
+        of = files.group_of(part, rows, group)
+        counts += np.bincount(of[free & (of >= 0)], minlength=groups)
     return found, counts
 
 

@@ -12,10 +12,12 @@ from coreset_ray.io.tables import PartedTable, array_of, matrix, read_table, uid
 
 @dataclass(frozen=True)
 class PoolFiles:
-    """Where a pool's columns lie. table: the embedding table; signals: folder of each signal."""
+    """Where a pool's columns lie. table: the embedding table; signals: folder of each signal;
+    filters: folders that say which rows are left out."""
 
     table: str
     signals: Mapping[str, str] = field(default_factory=dict)
+    filters: tuple[str, ...] = ()
 
     def read(self, part: str, needs: Sequence[str]) -> Pool:
         """The rows of a part with these columns, and no other.
@@ -36,6 +38,24 @@ class PoolFiles:
                 )
             columns |= {f"{signal}.{name}": array_of(told[name]) for name in names}
         return Pool(uid, {name: columns[name] for name in needs})
+
+    def group_of(self, part: str, rows: int, column: str | None) -> np.ndarray:
+        """Which group each of a part's rows is of, (rows,) int64: what the column says, 0 without
+        one, and -1 where a filter leaves the row out."""
+        group = np.zeros(rows, np.int64)
+        if column is not None:
+            group += self.read(part, (column,))[column]
+        places = [f"{folder}/part-{part}.parquet" for folder in self.filters]
+        return without_dropped(group, places)
+
+
+def without_dropped(group: np.ndarray, places: Sequence[str]) -> np.ndarray:
+    """The groups of a part's rows, -1 where one of these parts of filters drops the row."""
+    for place in places:
+        dropped = read_table(locate(place), ["dropped"])["dropped"].to_numpy()
+        assert len(dropped) == len(group), f"{place} is not of the same rows"
+        group = np.where(dropped, -1, group)
+    return group
 
 
 def signals_of(needs: Sequence[str]) -> dict[str, list[str]]:

@@ -16,9 +16,11 @@ import numpy as np
 import pyarrow as pa
 import ray
 
+from coreset_ray.core.filter import check_left
 from coreset_ray.core.method import Scorer
 from coreset_ray.core.ranks import RankSearch, count_in_groups, ordered_bits, values_of
 from coreset_ray.core.rule import Ranked, Rule, budgets, shares
+from coreset_ray.distributed.blocks import without_dropped
 from coreset_ray.distributed.session import cluster
 from coreset_ray.io.filesystem import Location, locate
 from coreset_ray.io.tables import MANIFEST, read_table, uid_words, write_table
@@ -41,10 +43,12 @@ class Ranking:
 @dataclass(frozen=True)
 class Scored:
     """A part of a scored pool. scores: the score part; group: the part of a signal that says
-    which group each row is of, and the column, or None for one group."""
+    which group each row is of, and the column, or None for one group; filters: the parts that say
+    which rows are left out."""
 
     scores: str
     group: tuple[str, str] | None = None
+    filters: tuple[str, ...] = ()
 
 
 def choose_kept(
@@ -57,12 +61,14 @@ def choose_kept(
     """Writes the manifest of the k rows that are kept, in the order of the rule's key.
 
     span: the pool's lowest and highest score (for the weights). Raises `ValueError` where the
-    rule keeps fewer than k.
+    rule keeps fewer than k, or filters leave fewer.
     """
     count = processes_for(len(parts), cluster().cpus)
     actors: list[Any] = [Places.remote(ranking, parts[i::count]) for i in range(count)]
     try:
         sizes = _sum([a.sizes.remote(None) for a in actors])
+        if parts[0].filters:
+            check_left(k, int(sizes.sum()), _sum([a.rows.remote() for a in actors]))
         k = min(k, int(sizes.sum()))
         share = budgets(ranking.rule, k, sizes)
         asked = [ranking.rule.cuts(int(n)) if n else None for n in sizes]
@@ -104,7 +110,7 @@ def places_at(actors: Sequence[Any], cuts: np.ndarray | None, ranks: np.ndarray)
     return found
 
 
-def _sum(answers: list[ray.ObjectRef]) -> np.ndarray:
+def _sum(answers: list[ray.ObjectRef]) -> Any:
     return reduce(np.add, map(ray.get, answers))
 
 
@@ -120,6 +126,10 @@ class Places:
         self.ranking, self.parts = ranking, parts
         self.read: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
         self.ruled: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
+
+    def rows(self) -> int:
+        """Of the parts, with those that are left out."""
+        return len(self._places(None)[1])
 
     def sizes(self, cuts: np.ndarray | None) -> np.ndarray:
         """Rows of each collection, (c,) int64: the groups, or the strata of each group."""
@@ -174,7 +184,8 @@ class Places:
         past = np.array([~_before(words, cut) for cut in at]).reshape(len(at), len(group))
         rows = Ranked(values_of(~words[0]), words[1:].T, values_of(~at[:, 0]), past)
         key, stratum = rule.key(rows, self.ranking.seed), rule.assign(rows)
-        where = np.where(stratum < 0, -1, group * rule.divisions + stratum)
+        away = (stratum < 0) | (group < 0)
+        where = np.where(away, -1, group * rule.divisions + stratum)
         return np.stack([_descending(key), *words[1:]]), where
 
     def _read(self, part: Scored) -> tuple[np.ndarray, np.ndarray]:
@@ -187,6 +198,7 @@ class Places:
             place, column = part.group
             group = read_table(locate(place), [column])[column].to_numpy().astype(np.int64)
             assert len(group) == len(uid), f"{place} is not of the same rows"
+        group = without_dropped(group, part.filters)
         return np.stack([_descending(key), uid[:, 0], uid[:, 1]]), group
 
 

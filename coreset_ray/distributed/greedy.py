@@ -104,9 +104,9 @@ class Holder:
     ):
         one_thread()
         self.method, self.seed, self.first = method, seed, first
-        needs = (*method.needs, *([group] if group and group not in method.needs else []))
-        self.pool = joined([files.read(part, needs) for part in parts])
-        self.group = self.pool[group] if group else np.zeros(len(self.pool), np.int64)
+        pools = [files.read(part, method.needs) for part in parts]
+        groups = [files.group_of(p, len(of), group) for p, of in zip(parts, pools, strict=True)]
+        self.pool, self.group = joined(pools), np.concatenate(groups)
 
     def begin(self, group: int, kept: np.ndarray) -> tuple[np.ndarray, int, np.ndarray]:
         """The survey of the group's rows here, how many they are, and which are kept."""

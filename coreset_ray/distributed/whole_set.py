@@ -83,19 +83,18 @@ def _read(
     work: Work, group: int, partition: int | None, first: Sequence[Choice]
 ) -> tuple[Pool, np.ndarray]:
     """The rows that take part, and their numbers in the pool, ascending."""
-    column = [work.group] if work.group and work.group not in work.method.needs else []
     chosen = np.concatenate([work.given.kept, *(c.rows for c in first)]) if first else None
     pools, numbers, start = [], [], 0
     for part, rows in work.parts.items():
-        pool = work.files.read(part, (*work.method.needs, *column))
+        pool = work.files.read(part, work.method.needs)
         number = np.arange(start, start + rows)
-        here = np.ones(rows, bool) if work.group is None else pool[work.group] == group
+        here = work.files.group_of(part, rows, work.group) == group
         if partition is not None:
             own = parts_of(pool.uid, np.arange(rows), work.given.kept[:0], work.partitions)
             here &= np.isin(np.arange(rows), own[partition]) | np.isin(number, work.given.kept)
         if chosen is not None:
             here &= np.isin(number, chosen)
-        pools.append(pool.restrict(work.method.needs).take(np.flatnonzero(here)))
+        pools.append(pool.take(np.flatnonzero(here)))
         numbers.append(number[here])
         start += rows
     return _renumbered(joined(pools), np.concatenate(numbers)), np.concatenate(numbers)

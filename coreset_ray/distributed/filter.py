@@ -1,0 +1,49 @@
+"""A filter over a pool's files: one task with all rows at hand, which writes what it drops."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pyarrow as pa
+import ray
+
+from coreset_ray.core.filter import Filter, dropped_by
+from coreset_ray.core.limits import COPIES
+from coreset_ray.core.pool import joined
+from coreset_ray.core.threads import one_thread
+from coreset_ray.distributed.alone import row_bytes
+from coreset_ray.distributed.blocks import PoolFiles
+from coreset_ray.distributed.session import cluster
+from coreset_ray.io.filesystem import Location, locate
+from coreset_ray.io.tables import PartedTable, read_table, write_table
+
+
+def write_dropped(
+    method: Filter, files: PoolFiles, parts: Mapping[str, int], folder: Location
+) -> int:
+    """Writes part-NAME.parquet for each part, with uid and dropped; how many rows are dropped.
+
+    parts: rows of each, in the order that numbers rows. Raises `ValueError` where the rows fit no
+    machine.
+    """
+    rows, each = sum(parts.values()), row_bytes(method.needs, files, next(iter(parts)))
+    most = max((memory for _, memory in cluster().nodes), default=0)
+    if (asked := COPIES * each * rows) > most:
+        raise ValueError(
+            f"select.filters: {method} holds all rows in one process: {COPIES} × {rows:,} rows × "
+            f"{each:,} bytes = {asked / 2**30:,.1f} GiB, and the largest node offers "
+            f"{most / 2**30:,.1f} GiB: leave it out, or add a larger node"
+        )
+    return ray.get(_drop.remote(method, files, list(parts), folder.uri))
+
+
+@ray.remote(num_cpus=1, max_retries=3)
+def _drop(method: Filter, files: PoolFiles, parts: list[str], folder: str) -> int:
+    one_thread()
+    pools = [files.read(part, method.needs) for part in parts]
+    out = dropped_by(method, joined(pools))
+    ends = np.cumsum([len(pool) for pool in pools])[:-1]
+    for part, dropped in zip(parts, np.split(out, ends), strict=True):
+        uid = read_table(PartedTable(locate(files.table)).part(part), ["uid"])["uid"]
+        table = pa.table({"uid": uid, "dropped": pa.array(dropped)})
+        write_table(locate(folder) / f"part-{part}.parquet", table)
+    return int(out.sum())
