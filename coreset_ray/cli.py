@@ -275,6 +275,7 @@ def _list_methods(options: argparse.Namespace) -> None:
     rows = [
         {
             "name": name,
+            "family": method.family,
             "shape": shape_of(method),
             "needs": list(method.needs),
             "params": {f.name: f.default for f in fields(method)},  # type: ignore[arg-type]
@@ -288,7 +289,8 @@ def _list_methods(options: argparse.Namespace) -> None:
         return
     for row in rows:
         print(
-            f"{row['name']}\n  shape   {row['shape']}\n  needs   {', '.join(row['needs']) or '-'}"
+            f"{row['name']}\n  family  {row['family']}\n  shape   {row['shape']}\n"
+            f"  needs   {', '.join(row['needs']) or '-'}"
         )
         print(f"  params  {', '.join(f'{k}={v}' for k, v in row['params'].items()) or '-'}")
         print(f"  cost    {row['cost']}\n  source  {row['source']}")

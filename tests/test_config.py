@@ -422,7 +422,6 @@ COMPARED = [
     ({"method": "blindcs", "params": {"drws": 1}}, r"methods\.0: .*did you mean 'draws'"),
     ({"method": "d2", "params": {"neighbor": 1}}, r"methods\.0: .*did you mean 'neighbors'"),
     ({"method": "d2", "selector": "top"}, "'d2' selects by itself: give its settings as params"),
-    ({"method": "d2", "balance": "clusters"}, r"methods\.0: select\.balance: .*has no groups"),
     ({"method": "aum", "label": "random"}, "a method before it is called 'random': set its label"),
     ({"method": "aum", "selector": "moderate", "settings": {"x": 1}}, r"methods\.0: .*unknown key"),
 ]

@@ -80,7 +80,7 @@ def test_there_are_methods() -> None:
 def test_describes_itself(name: str) -> None:
     kind = catalog.method_class(name)
     assert isinstance(kind.needs, tuple) and all(isinstance(c, str) for c in kind.needs)
-    assert kind.source.strip() and kind.cost.strip()
+    assert kind.family.strip() and kind.source.strip() and kind.cost.strip()
     assert kind.__doc__ and "Equation" in kind.__doc__ and "Cost" in kind.__doc__
     assert catalog.shape_of(kind)
 

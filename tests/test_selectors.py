@@ -50,7 +50,8 @@ GROUPS = {
 def describes_itself(name: str) -> None:
     kind = CLASSES[name]
     assert kind.__doc__ and "Equation" in kind.__doc__ and "Cost" in kind.__doc__
-    assert kind.source.strip() and kind.cost.strip() and catalog.shape_of(kind)
+    assert kind.family.strip() and kind.source.strip() and kind.cost.strip()
+    assert catalog.shape_of(kind)
     built = catalog.build_selector(name, {})
     for field in [*(f.name for f in dataclasses.fields(built)), "needs"]:
         with pytest.raises(dataclasses.FrozenInstanceError):

@@ -17,13 +17,14 @@ from coreset_ray.core.pool import Pool
 
 class Method(ABC):
     """needs: the columns it may see: `embedding`, and SIGNAL.COLUMN for what `coreset-ray signals`
-    writes. source: where its equations stand. cost: in the legend's letters. seeded: whether the
-    answer depends on the seed.
+    writes. family: what it goes by, as in the surveys. source: where its equations stand. cost: in
+    the legend's letters. seeded: whether the answer depends on the seed.
     """
 
     __pydantic_config__: ClassVar[Mapping[str, Any]] = {"extra": "forbid"}  # no unknown settings
 
     needs: ClassVar[tuple[str, ...]]
+    family: ClassVar[str]
     source: ClassVar[str]
     cost: ClassVar[str]
     seeded: ClassVar[bool] = True

@@ -24,6 +24,7 @@ class FarNeighbors(Filter):
     neighbors: int = 10
 
     needs: ClassVar[tuple[str, ...]] = ("knn.similarity",)
+    family: ClassVar[str] = "filter"
     source: ClassVar[str] = "Ramaswamy et al., 2000"
     cost: ClassVar[str] = "O(n log n)"
 

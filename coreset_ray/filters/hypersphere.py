@@ -25,6 +25,7 @@ class Hypersphere(Filter):
     share: float = 0.05
 
     needs: ClassVar[tuple[str, ...]] = ("embedding",)
+    family: ClassVar[str] = "filter"
     source: ClassVar[str] = "Ruff et al., 2018"
     cost: ClassVar[str] = "O(n·m)"
 

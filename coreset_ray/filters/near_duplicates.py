@@ -23,6 +23,7 @@ class NearDuplicates(Filter):
     threshold: float = 0.95
 
     needs: ClassVar[tuple[str, ...]] = ("knn.neighbor", "knn.similarity", "clusters.cluster")
+    family: ClassVar[str] = "filter"
     source: ClassVar[str] = "Abbas et al., 2023 (SemDeDup)"
     cost: ClassVar[str] = "O(n·k)"
 

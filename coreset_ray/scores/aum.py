@@ -20,6 +20,7 @@ class Aum(PerSample):
     """
 
     needs: ClassVar[tuple[str, ...]] = ("dynamics.margin",)
+    family: ClassVar[str] = "training dynamics"
     source: ClassVar[str] = "Identifying Mislabeled Data using the Area Under the Margin (2020)"
     cost: ClassVar[str] = "O(n·t)"
     seeded: ClassVar[bool] = False

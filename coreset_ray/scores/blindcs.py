@@ -92,6 +92,7 @@ class BlindCS(Sampled):
     """
 
     needs: ClassVar[tuple[str, ...]] = ("embedding",)
+    family: ClassVar[str] = "coverage"
     source: ClassVar[str] = "Blind Coreset Selection (BlindCS, later ZCore), Eq. 3-10"
     channels: ClassVar[int] = 2
     cost: ClassVar[str] = "O(t·n) time, O(n·m) memory"

@@ -20,6 +20,7 @@ class Deepfool(PerSample):
     """
 
     needs: ClassVar[tuple[str, ...]] = ("proxy.perturbation",)
+    family: ClassVar[str] = "decision boundary"
     source: ClassVar[str] = "Adversarial Active Learning for Deep Networks: a Margin Based Approach"
     cost: ClassVar[str] = "O(n)"
     seeded: ClassVar[bool] = False

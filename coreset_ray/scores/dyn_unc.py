@@ -22,6 +22,7 @@ class DynUnc(PerSample):
     """
 
     needs: ClassVar[tuple[str, ...]] = ("dynamics.target_probability",)
+    family: ClassVar[str] = "training dynamics"
     source: ClassVar[str] = "Large-scale Dataset Pruning with Dynamic Uncertainty (2024)"
     cost: ClassVar[str] = "O(n·t·window)"
     seeded: ClassVar[bool] = False

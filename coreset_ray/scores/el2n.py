@@ -22,6 +22,7 @@ class El2n(PerSample):
     """
 
     needs: ClassVar[tuple[str, ...]] = ("dynamics.error_norm",)
+    family: ClassVar[str] = "error"
     source: ClassVar[str] = "Deep Learning on a Data Diet (2021), definition 2.2"
     cost: ClassVar[str] = "O(n·t)"
     seeded: ClassVar[bool] = False

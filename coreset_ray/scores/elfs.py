@@ -21,6 +21,7 @@ class Elfs(PerSample):
     """
 
     needs: ClassVar[tuple[str, ...]] = ("dynamics.margin",)
+    family: ClassVar[str] = "training dynamics"
     source: ClassVar[str] = "ELFS sections 3.2, 4.2 and 4.3"
     cost: ClassVar[str] = "O(n·t) after clustering and training"
     seeded: ClassVar[bool] = False

@@ -19,6 +19,7 @@ class Entropy(PerSample):
     """
 
     needs: ClassVar[tuple[str, ...]] = ("dynamics.entropy",)
+    family: ClassVar[str] = "uncertainty"
     source: ClassVar[str] = "Selection via Proxy: Efficient Data Selection for Deep Learning (2020)"
     cost: ClassVar[str] = "O(n)"
     seeded: ClassVar[bool] = False

@@ -20,6 +20,7 @@ class Forgetting(PerSample):
     """
 
     needs: ClassVar[tuple[str, ...]] = ("dynamics.correct",)
+    family: ClassVar[str] = "training dynamics"
     source: ClassVar[str] = "An Empirical Study of Example Forgetting (2019), definition 1"
     cost: ClassVar[str] = "O(n·t)"
     seeded: ClassVar[bool] = False

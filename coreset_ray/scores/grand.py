@@ -20,6 +20,7 @@ class Grand(PerSample):
     """
 
     needs: ClassVar[tuple[str, ...]] = ("proxy.gradient_norm",)
+    family: ClassVar[str] = "error"
     source: ClassVar[str] = "Deep Learning on a Data Diet (2021), definition 2.1"
     cost: ClassVar[str] = "O(n·runs)"
     seeded: ClassVar[bool] = False

@@ -19,6 +19,7 @@ class Prototypicality(PerSample):
     """
 
     needs: ClassVar[tuple[str, ...]] = ("clusters.distance",)
+    family: ClassVar[str] = "geometry"
     source: ClassVar[str] = "Sorscher et al., 2022, section 5"
     cost: ClassVar[str] = "O(n)"
     seeded: ClassVar[bool] = False

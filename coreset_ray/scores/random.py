@@ -20,6 +20,7 @@ class Random(PerSample):
     """
 
     needs: ClassVar[tuple[str, ...]] = ()
+    family: ClassVar[str] = "baseline"
     source: ClassVar[str] = "baseline"
     cost: ClassVar[str] = "O(n)"
 

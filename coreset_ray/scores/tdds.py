@@ -24,6 +24,7 @@ class Tdds(PerSample):
     """
 
     needs: ClassVar[tuple[str, ...]] = ("dynamics.change",)
+    family: ClassVar[str] = "training dynamics"
     source: ClassVar[str] = "Spanning Training Progress: Temporal Dual-Depth Scoring (2024)"
     cost: ClassVar[str] = "O(n·t·window)"
     seeded: ClassVar[bool] = False

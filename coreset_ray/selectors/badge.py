@@ -24,6 +24,7 @@ class Badge(WholeSet):
     """
 
     needs: ClassVar[tuple[str, ...]] = ("proxy.probability", "proxy.feature")
+    family: ClassVar[str] = "gradient"
     source: ClassVar[str] = "Ash et al., 2020, Algorithm 1"
     cost: ClassVar[str] = "O(n·(c + h)·k)"
     continues: ClassVar[bool] = True

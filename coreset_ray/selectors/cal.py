@@ -26,6 +26,7 @@ class Cal(WholeSet):
     neighbors: int = 10
 
     needs: ClassVar[tuple[str, ...]] = ("knn.neighbor", "proxy.probability")
+    family: ClassVar[str] = "decision boundary"
     source: ClassVar[str] = "Margatina et al., 2021, Algorithm 1"
     cost: ClassVar[str] = "O(n·k·c)"
     seeded: ClassVar[bool] = False

@@ -25,6 +25,7 @@ class CCS(Rule):
     strata: int = 50
     beta: float = 0.0
 
+    family: ClassVar[str] = "rule"
     source: ClassVar[str] = "Zheng et al., 2023, Algorithm 1"
     cost: ClassVar[str] = "O(n)"
     reason: ClassVar[str] = "drawn from its stratum"

@@ -23,6 +23,7 @@ class ContextualDiversity(Greedy):
     """
 
     needs: ClassVar[tuple[str, ...]] = ("proxy.probability",)
+    family: ClassVar[str] = "geometry"
     source: ClassVar[str] = "Agarwal et al., 2020, Eq. 3"
     cost: ClassVar[str] = "O(n·c·k)"
 

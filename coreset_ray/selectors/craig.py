@@ -30,6 +30,7 @@ class Craig(WholeSet):
     neighbors: int = 100
 
     needs: ClassVar[tuple[str, ...]] = ("proxy.probability", "proxy.feature", "proxy.label")
+    family: ClassVar[str] = "gradient"
     source: ClassVar[str] = "Mirzasoleiman et al., 2020, Algorithm 1"
     cost: ClassVar[str] = "O(n²·(c + h) / c)"
     seeded: ClassVar[bool] = False

@@ -26,6 +26,7 @@ class D2(Greedy):
     reverse: float = 1.0
 
     needs: ClassVar[tuple[str, ...]] = ("knn.neighbor", "knn.similarity")
+    family: ClassVar[str] = "graph"
     source: ClassVar[str] = "Maharana et al., 2023, Eq. 2 and 3"
     cost: ClassVar[str] = "O(n·k) and k rounds"
     seeded: ClassVar[bool] = False

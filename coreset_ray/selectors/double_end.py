@@ -18,6 +18,7 @@ class DoubleEnd(Rule):
 
     beta: float = 0.0
 
+    family: ClassVar[str] = "rule"
     source: ClassVar[str] = "ELFS section 4.3.2"
     cost: ClassVar[str] = "O(n)"
     seeded: ClassVar[bool] = False

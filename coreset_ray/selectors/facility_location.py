@@ -25,6 +25,7 @@ class FacilityLocation(Submodular):
     neighbors: int = 50
 
     needs: ClassVar[tuple[str, ...]] = KernelNeeds()  # type: ignore[assignment]
+    family: ClassVar[str] = "submodular"
     source: ClassVar[str] = "Wei et al., 2015; survey, Eq. 18"
     cost: ClassVar[str] = "O(n·neighbors) and O(neighbors) a gain"
 

@@ -30,6 +30,7 @@ class FASS(Submodular):
     neighbors: int = 50
 
     needs: ClassVar[tuple[str, ...]] = ("proxy.probability", *NEIGHBORS)
+    family: ClassVar[str] = "submodular"
     source: ClassVar[str] = "Wei et al., 2015, section 5"
     cost: ClassVar[str] = "O(n·(c + neighbors))"
     nested: ClassVar[bool] = False

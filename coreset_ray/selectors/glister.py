@@ -27,6 +27,7 @@ class Glister(WholeSet):
     refresh: int = 20
 
     needs: ClassVar[tuple[str, ...]] = ("proxy.probability", "proxy.feature", "proxy.label")
+    family: ClassVar[str] = "bilevel"
     source: ClassVar[str] = "Killamsetty et al., 2021 (GLISTER), Algorithm 2"
     cost: ClassVar[str] = "O(n·c·h·k / refresh)"
     seeded: ClassVar[bool] = False

@@ -26,6 +26,7 @@ class GradMatch(WholeSet):
     ridge: float = 1.0
 
     needs: ClassVar[tuple[str, ...]] = ("proxy.probability", "proxy.feature", "proxy.label")
+    family: ClassVar[str] = "gradient"
     source: ClassVar[str] = "Killamsetty et al., 2021 (GradMatch), Algorithm 2"
     cost: ClassVar[str] = "O(n·c·h·k + k³)"
     seeded: ClassVar[bool] = False

@@ -27,6 +27,7 @@ class GraphCut(Submodular):
     redundancy: float = 0.5
 
     needs: ClassVar[tuple[str, ...]] = KernelNeeds()  # type: ignore[assignment]
+    family: ClassVar[str] = "submodular"
     source: ClassVar[str] = "Iyer et al., 2021; survey, Eq. 19"
     cost: ClassVar[str] = "O(n·neighbors), or O(n·m) and O(m) a gain"
 

@@ -25,6 +25,7 @@ class Herding(Greedy):
     """
 
     needs: ClassVar[tuple[str, ...]] = ("embedding",)
+    family: ClassVar[str] = "geometry"
     source: ClassVar[str] = "Welling, 2009"
     cost: ClassVar[str] = "O(n·m·k)"
     seeded: ClassVar[bool] = False

@@ -26,6 +26,7 @@ class KCenter(Greedy):
     """
 
     needs: ClassVar[tuple[str, ...]] = ("embedding",)
+    family: ClassVar[str] = "geometry"
     source: ClassVar[str] = "Sener and Savarese, 2018, Algorithm 1"
     cost: ClassVar[str] = "O(n·m·k)"
 

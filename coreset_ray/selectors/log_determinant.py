@@ -24,6 +24,7 @@ class LogDeterminant(Submodular):
     scale: float = 1.0
 
     needs: ClassVar[tuple[str, ...]] = ("embedding",)
+    family: ClassVar[str] = "submodular"
     source: ClassVar[str] = "Iyer et al., 2021; Chen et al., 2018"
     cost: ClassVar[str] = "O(n·m·k) at most"
 

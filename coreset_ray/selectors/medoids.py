@@ -29,6 +29,7 @@ class Medoids(WholeSet):
     iterations: int = 10
 
     needs: ClassVar[tuple[str, ...]] = ("embedding",)
+    family: ClassVar[str] = "geometry"
     source: ClassVar[str] = "Vo et al., 2024; Hacohen et al., 2022"
     cost: ClassVar[str] = "O(n·m·√k·iterations)"
     nested: ClassVar[bool] = False

@@ -19,6 +19,7 @@ class Moderate(Rule):
     median is the mean of the middle two.
     """
 
+    family: ClassVar[str] = "rule"
     source: ClassVar[str] = "Xia et al., 2023, section 3"
     cost: ClassVar[str] = "O(n)"
     seeded: ClassVar[bool] = False

@@ -34,6 +34,7 @@ class PRISM(Submodular):
     nu: float = 1.0
 
     needs: ClassVar[tuple[str, ...]] = ("embedding", *NEIGHBORS)
+    family: ClassVar[str] = "submodular"
     source: ClassVar[str] = "Kothawade et al., 2022, Table 1"
     cost: ClassVar[str] = "O(n·q·m) and O(neighbors) a gain"
     targeted: ClassVar[bool] = True

@@ -29,6 +29,7 @@ class Retrieve(WholeSet):
     refresh: int = 20
 
     needs: ClassVar[tuple[str, ...]] = ("proxy.probability", "proxy.feature", "proxy.label")
+    family: ClassVar[str] = "bilevel"
     source: ClassVar[str] = "Killamsetty et al., 2021 (RETRIEVE), Algorithm 1"
     cost: ClassVar[str] = "O(n·c·h·k / refresh)"
     seeded: ClassVar[bool] = False

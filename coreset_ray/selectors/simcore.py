@@ -30,6 +30,7 @@ class SimCore(WholeSet):
     iterations: int = 25
 
     needs: ClassVar[tuple[str, ...]] = ("embedding",)
+    family: ClassVar[str] = "geometry"
     source: ClassVar[str] = "Kim et al., 2023"
     cost: ClassVar[str] = "O(n·m·clusters)"
     targeted: ClassVar[bool] = True

@@ -40,6 +40,7 @@ class SIMILAR(Submodular):
     redundancy: float = 0.5
 
     needs: ClassVar[tuple[str, ...]] = ("embedding", *NEIGHBORS, "pseudo_labels.label")
+    family: ClassVar[str] = "submodular"
     source: ClassVar[str] = "Kothawade et al., 2021, Table 1"
     cost: ClassVar[str] = "O(n·q·m) and O(neighbors) a gain"
 

@@ -16,6 +16,7 @@ class Top(Rule):
     Cost: O(n).
     """
 
+    family: ClassVar[str] = "rule"
     source: ClassVar[str] = "every score-based method"
     cost: ClassVar[str] = "O(n)"
     seeded: ClassVar[bool] = False
