@@ -326,21 +326,23 @@ class EvaluateConfig(Section):
 class CandidateConfig(Section):
     """One way of selecting, for a comparison. method: what scores, or a selector that reads no
     scores; params: its settings, by default its own. selector, settings, balance: as
-    select.method, params and balance. label: what tables call it. A name alone is a method."""
+    select.method, params, balance; filters: as select.filters. label: what tables call it. A name
+    alone is a method."""
 
     method: str
     params: dict[str, Any] = {}
     selector: str | None = None
     settings: dict[str, Any] = {}
     balance: Literal["clusters", "pseudo_labels"] | None = None
+    filters: tuple[FilterConfig, ...] = ()
     label: Annotated[str, Field(pattern=r"^[^|\n]{1,64}$")] | None = None
 
     def sections(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Keys of `score` and of `select` that this stands for."""
+        both = {"balance": self.balance, "filters": [f.model_dump() for f in self.filters]}
         if self.method in catalog.methods():
             score = {"method": self.method, "params": self.params}
-            rule = {"method": self.selector, "params": self.settings, "balance": self.balance}
-            return score, rule
+            return score, {"method": self.selector, "params": self.settings, **both}
         known = catalog.selector_classes()
         if self.method not in known or catalog.reads_scores(self.method):
             alone = [*catalog.methods(), *(n for n in known if not catalog.reads_scores(n))]
@@ -351,7 +353,7 @@ class CandidateConfig(Section):
                 f"method {self.method!r} selects by itself: give its settings as params, and no "
                 "selector"
             )
-        return {}, {"method": self.method, "params": self.params, "balance": self.balance}
+        return {}, {"method": self.method, "params": self.params, **both}
 
 
 class CompareConfig(Section):
@@ -590,9 +592,15 @@ def _spelled_out(data: dict[str, Any]) -> dict[str, Any]:
             node[key] = [{name: e} if isinstance(e, str) else e for e in node[key]]
     compare = data.get("compare")
     if isinstance(compare, dict) and isinstance(compare.get("methods"), list):
-        named = [{"method": m} if isinstance(m, str) else m for m in compare["methods"]]
-        compare["methods"] = named
+        compare["methods"] = named = _named(compare["methods"])
+        for entry in named:
+            if isinstance(entry, dict) and isinstance(entry.get("filters"), list):
+                entry["filters"] = _named(entry["filters"])
     return data
+
+
+def _named(entries: list[Any]) -> list[Any]:
+    return [{"method": entry} if isinstance(entry, str) else entry for entry in entries]
 
 
 def _override(data: dict[str, Any], text: str) -> None:

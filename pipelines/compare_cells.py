@@ -4,7 +4,6 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from coreset_ray import catalog
 from coreset_ray.config import Config
 from coreset_ray.core.selection import resolve_budget
 from coreset_ray.core.standings import BASELINE
@@ -95,9 +94,9 @@ def _cells_of(
 
 def _seeded(config: Config) -> bool:
     """Whether what is selected from given signals depends on the seed."""
-    name, _, searched = config.selector()
-    scorer = config.scores and catalog.method_class(config.score.method).seeded
-    return bool(scorer or catalog.selector_classes()[name].seeded or searched)
+    searched = config.selector()[2] is not None
+    scorer = config.scores and config.score.build().seeded
+    return bool(scorer or searched or config.rule().seeded)
 
 
 def _made(config: Config, cell: Cell) -> Cell:

@@ -42,6 +42,9 @@ class Submodular(WholeSet):
     def __post_init__(self) -> None:
         if not 0 < self.epsilon < 1:
             raise ValueError(f"epsilon={self.epsilon}: expected a number between 0 and 1")
+        if self.optimizer in ("stochastic", "lazier"):
+            for name, value in (("seeded", True), ("nested", False), ("continues", False)):
+                object.__setattr__(self, name, value)  # of these settings, not of the class
 
     @abstractmethod
     def function(self, pool: Pool, given: Given) -> Function:

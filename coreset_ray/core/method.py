@@ -18,7 +18,8 @@ from coreset_ray.core.pool import Pool
 class Method(ABC):
     """needs: the columns it may see: `embedding`, and SIGNAL.COLUMN for what `coreset-ray signals`
     writes. family: what it goes by, as in the surveys. source: where its equations stand. cost: in
-    the legend's letters. seeded: whether the answer depends on the seed.
+    the legend's letters. seeded: whether the answer depends on the seed, in an
+    instance with its settings.
     """
 
     __pydantic_config__: ClassVar[Mapping[str, Any]] = {"extra": "forbid"}  # no unknown settings
