@@ -1,4 +1,4 @@
-"""What each method of a comparison bought on a degraded pool, beside random: duplicates, classes, junk.
+"""What each method of a comparison bought on a degraded pool, beside random: copies, classes, junk.
 
     python benchmarks/web_pool.py configs/compare_web.yaml data/web/truth.parquet [key=value ...]
 
