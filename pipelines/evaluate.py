@@ -136,7 +136,18 @@ def _arms(config: Config, settings: EvaluateConfig) -> list[Arm]:
 def _manifest(config: Config) -> pa.Table:
     """The manifest of a configuration, scored and selected if it was not yet."""
     stage = select_coreset.make(config)
-    return read_table(stage.folder / "manifest.parquet", ["uid", "shard", "key", "weight"])
+    columns = ["uid", "shard", "key", "weight"]
+    return relative(read_table(stage.folder / "manifest.parquet", columns))
+
+
+def relative(coreset: pa.Table) -> pa.Table:
+    """With weights that count images, some of them above 1, divided by their mean: training scales
+    the loss by them, and n / k would be a longer step."""
+    weights = coreset["weight"].to_numpy()
+    if weights.max(initial=0.0) <= 1:
+        return coreset
+    place = coreset.column_names.index("weight")
+    return coreset.set_column(place, "weight", pa.array(weights / weights.mean()))
 
 
 def _probe(

@@ -55,6 +55,13 @@ def test_training_rows_keep_the_order_and_weights_of_the_rest():
         training_rows(coreset("x", "y"), images, "top")
 
 
+def test_weights_that_count_images_do_not_lengthen_the_step():
+    counts = coreset("a", "b", "c", "d")
+    assert evaluate.relative(counts)["weight"].to_pylist() == [0, 2 / 3, 4 / 3, 2]
+    shares = pa.table({"uid": ["a", "b"], "weight": [0.25, 1.0]})
+    assert evaluate.relative(shares) is shares
+
+
 def result(method: str, seed: int, unlabeled: int | None) -> dict:
     row = {"evaluator": "probe", "baseline": "random", "images": 20, "accuracy": 0.5}
     return {**row, "method": method, "seed": seed, "unlabeled": unlabeled}
