@@ -11,7 +11,7 @@ from signal_columns import pool_with_signals, rearranged
 import coreset_ray
 from coreset_ray import catalog
 from coreset_ray.core.alone import Alone, select_alone
-from coreset_ray.core.greedy import Greedy, Picked, greedy_rows
+from coreset_ray.core.greedy import Block, Greedy, Picked, greedy_rows
 from coreset_ray.core.pool import Pool, uid_order
 from coreset_ray.core.rule import Rule, shares
 from coreset_ray.core.whole_set import Choice, Given, WholeSet
@@ -196,6 +196,19 @@ def test_blocks_and_offers_do_not_matter(name: str, cuts: tuple[int, ...], offer
         blocks = greedy_rows(method, of, number, 60, 0, kept=given, cuts=cuts, offers=offers)
         np.testing.assert_array_equal(blocks.number, whole.number)
         np.testing.assert_array_equal(blocks.gain, whole.gain)
+
+
+def test_a_block_finds_its_rows_among_any() -> None:
+    rng = np.random.default_rng(0)
+    of = pool(30)
+    for size in (0, 1, 5, 12):
+        own = np.sort(rng.choice(30, size, replace=False))
+        block = Block(build("k_center"), of.take(own), own)
+        for _ in range(20):
+            number = rng.choice(30, 8, replace=False)
+            assert block.place_of(number).tolist() == [
+                own.tolist().index(n) for n in number if n in own
+            ]
 
 
 @every_greedy

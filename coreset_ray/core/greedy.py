@@ -106,8 +106,9 @@ class Block:
 
     def place_of(self, number: np.ndarray) -> np.ndarray:
         """The block's rows among these numbers, in their order."""
-        place = np.searchsorted(self.number, number).clip(max=len(self.number) - 1)
-        return place[self.number[place] == number]
+        place = np.searchsorted(self.number, number)
+        within = place < len(self.number)
+        return place[within][self.number[place[within]] == number[within]]
 
 
 def settle(
