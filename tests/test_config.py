@@ -439,6 +439,15 @@ def test_what_cannot_be_compared_names_its_place(read, method: Any, message: str
         read(compare(method))
 
 
+def test_what_is_compared_may_leave_images_out_first(read) -> None:
+    entry = {"method": "random", "filters": ["near_duplicates", {"method": "hypersphere"}]}
+    found = read(compare(entry)).candidates()
+    assert list(found) == ["random", "near_duplicates + hypersphere + random"]
+    assert [len(config.select.filters) for config in found.values()] == [0, 2]
+    with pytest.raises(ValueError, match=r"compare\.methods\.0.*near_duplicate' does not exist"):
+        read(compare({"method": "random", "filters": ["near_duplicate"]}))
+
+
 def test_nothing_is_compared_twice(read) -> None:
     for more in ({"seeds": [1, 1]}, {"budgets": [5, 5]}):
         with pytest.raises(ValueError, match="names one twice"):

@@ -1,6 +1,7 @@
 """Submodular functions, what maximises them, and the selectors made of both, against slow and
 obvious forms."""
 
+import dataclasses
 from collections.abc import Callable
 from itertools import combinations
 from typing import Any
@@ -399,3 +400,11 @@ def test_rare_classes_that_nothing_kept_has() -> None:
     told = {"measure": "mutual_information", "wanted": [77]}
     with pytest.raises(ValueError, match="none of the 2 images kept already has such a label"):
         run("similar", pool_at(), 3, told, kept=np.array([1, 2]))
+
+
+def test_what_draws_rows_says_that_it_depends_on_the_seed() -> None:
+    for optimizer, drawn in (("naive", False), ("lazy", False), ("stochastic", True)):
+        method = catalog.build_selector("graph_cut", {"optimizer": optimizer})
+        assert (method.seeded, method.nested, method.continues) == (drawn, not drawn, not drawn)
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            method.seeded = True
