@@ -17,6 +17,7 @@ import torch.distributed as dist
 from ray.train.torch import get_device, prepare_model
 from torch import nn
 
+from coreset_ray.core.random import uid_uniform
 from coreset_ray.distributed.fit import Hopeless
 from coreset_ray.io.filesystem import Location
 from coreset_ray.models.images import EpochBatches
@@ -26,6 +27,7 @@ from coreset_ray.models.recipe import Recipe
 logger = logging.getLogger(__name__)
 
 _CHECKPOINT = "state.pt"
+_DROPOUT = 0xD809  # the use of random numbers
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,7 @@ class Worker(ABC):
         self.parallel.train()
         while self.epoch < self.recipe.epochs:
             batches.set_epoch(self.epoch)
+            torch.manual_seed(_epoch_seed(self.job.seed, self.epoch, self.rank))  # for dropout
             self.train_loss = self._train_epoch(loader, batches)
             self.ended()
             self.epoch += 1
@@ -199,3 +202,9 @@ class Worker(ABC):
         if self.world > 1:
             dist.all_reduce(tensor)
         return tensor
+
+
+def _epoch_seed(seed: int, epoch: int, worker: int) -> int:
+    """So that one that goes on from a checkpoint drops what an uninterrupted one would."""
+    place = np.array([[epoch, worker]], np.uint64)
+    return int(uid_uniform(seed, place, _DROPOUT)[0] * 2**53)

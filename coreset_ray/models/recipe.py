@@ -9,7 +9,8 @@ import torch
 from torch import nn
 from torchvision.transforms import v2
 
-from coreset_ray.models.resnet import MODELS, SMALL, build_resnet
+from coreset_ray.models.classifiers import build_classifier, check_classifier
+from coreset_ray.models.resnet import SMALL
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -26,6 +27,8 @@ class Recipe:
 
     (For ImageNet: model resnet34, 60 epochs, batch_size 256, image_size 224.)
 
+    model: one of coreset_ray/models/classifiers.py; those without batch normalisation (mlp, lenet,
+    alexnet) want a smaller lr.
     batch_size: images in one optimiser step, over all workers together.
     lr, min_lr: start and end of the cosine. image_size: pixels a side.
     padding: pixels added on each side before the random crop (image_size ≤ 64 only).
@@ -53,12 +56,11 @@ class Recipe:
     weighted: bool = False
 
     def __post_init__(self) -> None:
-        if self.model not in MODELS:
-            raise ValueError(f"model={self.model!r}: expected one of {', '.join(sorted(MODELS))}")
         check_precision(self.precision)
         for name, least in (("epochs", 1), ("batch_size", 2), ("image_size", 8), ("padding", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}={getattr(self, name)}: expected at least {least}")
+        check_classifier(self.model, self.image_size)
         if not 0 <= self.min_lr <= self.lr < math.inf or self.lr == 0:
             raise ValueError(
                 f"lr={self.lr}, min_lr={self.min_lr}: expected 0 ≤ min_lr ≤ lr, lr > 0"
@@ -70,7 +72,7 @@ class Recipe:
 
     def build(self, classes: int) -> nn.Module:
         """The untrained model, its weights drawn from torch's global generator."""
-        return build_resnet(self.model, classes, self.image_size)
+        return build_classifier(self.model, classes, self.image_size)
 
     def train_transform(self) -> v2.Transform:
         """PIL RGB of any size → (3, image_size, image_size) float32, augmented.
