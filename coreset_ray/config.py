@@ -294,13 +294,15 @@ class EvaluateConfig(Section):
     """test: labeled test shards. labels: `cls` for the .cls member, or a CSV file with columns
     key,label (shard,key,label where keys repeat). unlabeled: what becomes of a chosen image
     without a label, `drop` pays for it and leaves it out of training; a test image needs one
-    always. seeds: of random choices and of training.
+    always. corrupt: the share of a coreset's labels, never the test's, that another class drawn
+    uniformly replaces, by the seed. seeds: of random choices and of training.
     reselect: also score and select anew with each seed, so that the spread covers the method.
     weighted: add rows that train with the loss weights of Eq. 10, and their control."""
 
     test: PoolConfig
     labels: str = "cls"
     unlabeled: Literal["refuse", "drop"] = "refuse"
+    corrupt: Annotated[float, Field(ge=0, le=1)] = 0.0
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0, 1, 2, 3, 4)
     reselect: bool = False
     weighted: bool = True

@@ -15,7 +15,7 @@ from coreset_ray.versions import versions
 from pipelines import embed, evaluate
 from pipelines.compare_advice import recommendation
 from pipelines.compare_cells import Cell, make_cells
-from pipelines.compare_evaluate import evaluate_cells, settings_by_evaluator
+from pipelines.compare_evaluate import evaluate_cells, labels_told, settings_by_evaluator
 from pipelines.compare_measures import agreements, measure_cells
 from pipelines.compare_plots import accuracy_plot, coverage_plot, seconds_plot
 from pipelines.compare_report import markdown
@@ -43,7 +43,8 @@ def run(config: Config) -> dict[str, Any]:
         together = agreements(config, cells, rows) if wanted.measures else {}
         accuracies = evaluate_cells(config, cells) if config.evaluate is not None else []
     evaluators = _evaluators(config)
-    results = results_of(cells, accuracies, measures, together, evaluators)
+    corrupt = config.evaluate.corrupt if config.evaluate is not None else 0.0
+    results = results_of(cells, accuracies, measures, together, evaluators, corrupt)
     write_table(stage.folder / "results.parquet", results)
     _draw(stage, results, cells, measures)
     report = "\n".join(
@@ -68,7 +69,7 @@ def stage_of(config: Config) -> Stage:
     if config.evaluate is not None:
         test = key_of(evaluate.test_table(config).snapshot())
         content += [settings_by_evaluator(config.evaluate), evaluate.marks(config), test]
-        content.append(config.evaluate.labels)
+        content += labels_told(config.evaluate)
         content.append(config.compute.train_workers if config.evaluate.resnet else None)
     return Workspace(config.workspace).stage("comparisons", config.name, fingerprint(content))
 

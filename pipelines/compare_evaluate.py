@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from coreset_ray.config import Config, EvaluateConfig, fingerprint
+from coreset_ray.core.corrupt import Corruption
 from coreset_ray.distributed.evaluations import (
     Coreset,
     Training,
@@ -32,7 +33,8 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Job:
-    """One evaluation of one selection. seed: of the training, None where it has none."""
+    """One evaluation of one selection. seed: of the training and of wrong labels, None where there
+    are neither."""
 
     evaluator: str
     selection: str
@@ -56,14 +58,19 @@ def settings_by_evaluator(settings: EvaluateConfig) -> dict[str, Any]:
     return found
 
 
+def labels_told(settings: EvaluateConfig) -> list[Any]:
+    """What says which labels are learned, JSON-able."""
+    return [settings.labels, *([settings.corrupt] if settings.corrupt else [])]
+
+
 def evaluate_cells(config: Config, cells: Sequence[Cell]) -> list[tuple[str, Cell, float]]:
     """Evaluator, cell and accuracy of all cells that were selected. A coreset that several cells
-    share is evaluated once, but for trainings, which have the cell's seed."""
+    share is evaluated once, but where training or wrong labels have the cell's seed."""
     assert config.evaluate is not None, "the caller checked"
     folders = _folders(config, config.evaluate)
     jobs = {
         (name, cell): Job(
-            name, cell.selection, cell.seed if _trains(config.evaluate, name) else None
+            name, cell.selection, cell.seed if _seeded(config.evaluate, name) else None
         )
         for name in folders
         for cell in cells
@@ -93,7 +100,7 @@ def evaluate_cells(config: Config, cells: Sequence[Cell]) -> list[tuple[str, Cel
 def _folders(config: Config, settings: EvaluateConfig) -> dict[str, Location]:
     """Where each evaluator's records lie: by all that determines them but the selection."""
     told = [key_of(pool_table(config).snapshot()), key_of(test_table(config).snapshot())]
-    told += [marks(config), settings.labels]
+    told += [marks(config), *labels_told(settings)]
     found = {}
     for name, own in settings_by_evaluator(settings).items():
         workers = config.compute.train_workers if _trains(settings, name) else None
@@ -106,6 +113,10 @@ def _trains(settings: EvaluateConfig, evaluator: str) -> bool:
     return settings.resnet is not None and evaluator == settings.resnet.model
 
 
+def _seeded(settings: EvaluateConfig, evaluator: str) -> bool:
+    return settings.corrupt > 0 or _trains(settings, evaluator)
+
+
 def _outcomes(
     config: Config, settings: EvaluateConfig, jobs: list[Job], selections: list[str]
 ) -> Iterator[tuple[Job, dict[str, Any]]]:
@@ -114,12 +125,12 @@ def _outcomes(
     coresets = [read_table(manifest_of(config, name), columns) for name in selections]
     images, truth, names = labeled_images(config, coresets, test)
     del coresets
-    trained = [job for job in jobs if job.seed is not None]
-    fitted = [job for job in jobs if job.seed is None]
+    trained = [job for job in jobs if _trains(settings, job.evaluator)]
+    fitted = [job for job in jobs if not _trains(settings, job.evaluator)]
     if fitted:
         pool = pool_table(config)
         found = evaluate_each(
-            [_coreset(config, settings, job) for job in fitted],
+            [_coreset(config, settings, job, len(names)) for job in fitted],
             (pool.parts, list(filled(pool.snapshot()))),
             images,
             (test.parts, list(filled(test.snapshot()))),
@@ -131,11 +142,18 @@ def _outcomes(
             yield trained[place], outcome
 
 
-def _coreset(config: Config, settings: EvaluateConfig, job: Job) -> Coreset:
+def _coreset(config: Config, settings: EvaluateConfig, job: Job, classes: int) -> Coreset:
     evaluate = {"probe": probe, "knn": knn}[job.evaluator]
     own = settings_by_evaluator(settings)[job.evaluator]
     manifest = manifest_of(config, job.selection).uri
-    return Coreset(manifest, partial(evaluate, **own), by_uid=job.evaluator == "knn")
+    corruption = _corruption(settings, job, classes)
+    return Coreset(manifest, partial(evaluate, **own), job.evaluator == "knn", corruption)
+
+
+def _corruption(settings: EvaluateConfig, job: Job, classes: int) -> Corruption | None:
+    if job.seed is None or not settings.corrupt:
+        return None
+    return Corruption(settings.corrupt, classes, job.seed)
 
 
 def _trainings(
@@ -149,7 +167,10 @@ def _trainings(
     assert settings.resnet is not None, "the caller checked"
     gpu, workers, on = trains_on_gpu(config), config.compute.train_workers, cluster()
     trainings = [
-        Training(manifest_of(config, job.selection).uri, job.name, job.seed)
+        Training(
+            *(manifest_of(config, job.selection).uri, job.name, job.seed),
+            corruption=_corruption(settings, job, classes),
+        )
         for job in jobs
         if job.seed is not None
     ]

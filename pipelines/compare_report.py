@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from coreset_ray.core.standings import BASELINE, Standing, standings
 from pipelines.compare_results import MEASURES, failures_of, runs_of
-from pipelines.report import interval_text, mean_text
+from pipelines.report import corrupt_line, interval_text, mean_text
 
 _HEAD = (
     "| method | {0} (mean ± std) | seeds | difference to random [95% CI] | p (Holm) | verdict |",
@@ -46,6 +46,8 @@ def markdown(results: pa.Table, evaluators: Sequence[str], rows: int, shared: bo
             lines.append("")
         tests = sum(s.adjusted is not None for s in found)
         lines.append(_LEGEND.format(tests=tests))
+    if wrong := corrupt_line(results):
+        lines.append(f"{wrong}.\n")
     if shared:
         lines.append(
             "Signals are shared: those of one seed serve all, so spreads leave out what another "

@@ -22,6 +22,7 @@ RESULTS = pa.schema(
         ("selection", pa.string()),
         ("seconds_select", pa.float64()),
         ("failed", pa.string()),
+        ("corrupt", pa.float64()),  # share of the labels learned that are wrong on purpose
         ("accuracy", pa.float64()),
         ("radius", pa.float64()),
         ("coverage", pa.float64()),
@@ -41,9 +42,13 @@ def results_of(
     measures: Mapping[Cell, Mapping[str, Any]],
     agreements: Mapping[tuple[str, int], float],
     evaluators: Sequence[str],
+    corrupt: float,
 ) -> pa.Table:
     """The rows of `RESULTS`; a cell that failed has one for each evaluator too."""
-    rows = [_row(name, cell) | {"accuracy": accuracy} for name, cell, accuracy in accuracies]
+    rows = [
+        _row(name, cell) | {"corrupt": corrupt, "accuracy": accuracy}
+        for name, cell, accuracy in accuracies
+    ]
     for cell, told in measures.items():
         covered = told["clusters_covered"]
         rows.append(
@@ -65,16 +70,15 @@ def runs_of(results: pa.Table, evaluator: str, column: str = "accuracy") -> list
     """What each method came to at each budget by one evaluator, without cells that failed."""
     values: dict[tuple[str, int], dict[int, float]] = {}
     chosen: dict[tuple[str, int], set[str]] = {}
+    moved = evaluator not in _FIXED  # whether a coreset's value depends on the seed
     for row in results.to_pylist():
         if row["evaluator"] == evaluator and row["failed"] is None:
             place = row["label"], row["images"]
             values.setdefault(place, {})[row["seed"]] = row[column]
             chosen.setdefault(place, set()).add(row["selection"])
+            moved = moved or bool(row["corrupt"])
     same = {place for place in values if len(values[place]) > 1 == len(chosen[place])}
-    return [
-        Runs(*place, found, place in same, evaluator not in _FIXED)
-        for place, found in values.items()
-    ]
+    return [Runs(*place, found, place in same, moved) for place, found in values.items()]
 
 
 def failures_of(results: pa.Table, evaluator: str) -> dict[tuple[str, int], str]:

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from coreset_ray.config import Config, EvaluateConfig, ProbeConfig, fingerprint, plain
+from coreset_ray.core.corrupt import Corruption
 from coreset_ray.core.random import uid_uniform
 from coreset_ray.distributed.evaluations import training_rows
 from coreset_ray.distributed.export import locate_members
@@ -60,7 +61,7 @@ def run(config: Config) -> dict[str, Any]:
         pool, truth, names = labeled_images(config, [arm.rows for arm in arms], test)
         results = []
         if settings.probe is not None or settings.knn is not None:
-            results += _probe(config, settings, arms, pool, test, truth)
+            results += _probe(config, settings, arms, pool, test, truth, names)
         if settings.resnet is not None:
             results += _train(config, settings, arms, pool, truth, names, stage)
     table = results_table(results)
@@ -157,6 +158,7 @@ def _probe(
     images: pa.Table,
     test: Table,
     truth: pa.Table,
+    names: list[str],
 ) -> list[dict[str, Any]]:
     pool = pool_table(config)
     linear, wanted = settings.probe or ProbeConfig(), []
@@ -165,7 +167,7 @@ def _probe(
     if settings.knn is not None:
         wanted += [("knn", arm, settings.knn.k) for arm in arms if not arm.weighted]
     jobs = [
-        ProbeJob(training_rows(arm.rows, images, arm.name), arm.weighted, k) for _, arm, k in wanted
+        ProbeJob(_learned(arm, images, settings, names), arm.weighted, k) for _, arm, k in wanted
     ]
     outcomes = probe_all(
         jobs,
@@ -183,7 +185,7 @@ def _probe(
             *(stuck, len(arms), linear.max_iterations),
         )
     return [
-        _result(evaluator, arm, job.train, outcome["accuracy"])
+        _result(evaluator, arm, job.train, outcome["accuracy"], settings.corrupt)
         for (evaluator, arm, _), job, outcome in zip(wanted, jobs, outcomes, strict=True)
     ]
 
@@ -204,7 +206,7 @@ def _train(
     results = []
     for arm in arms:
         ours = arm.method != "random" and (arm.seed == config.score.seed or not settings.reselect)
-        rows = training_rows(arm.rows, _moved(images, exported) if ours else images, arm.name)
+        rows = _learned(arm, _moved(images, exported) if ours else images, settings, names)
         method = arm.method.replace(" + ", "-")
         name = f"{method}-{arm.seed}{'-weighted' if arm.weighted else ''}"
         done = stage.folder / "training" / name / "result.json"
@@ -226,8 +228,14 @@ def _train(
             )
             done.write_json(outcome)
         accuracy = done.read_json()["accuracy"]
-        results.append(_result(settings.resnet.model, arm, rows, accuracy))
+        results.append(_result(settings.resnet.model, arm, rows, accuracy, settings.corrupt))
     return results
+
+
+def _learned(arm: Arm, images: pa.Table, settings: EvaluateConfig, names: list[str]) -> pa.Table:
+    """What is trained on in a row. names: of the classes."""
+    corruption = Corruption(settings.corrupt, len(names), arm.seed)
+    return training_rows(arm.rows, images, arm.name, corruption)
 
 
 def trains_on_gpu(config: Config) -> bool:
@@ -266,7 +274,9 @@ def _moved(images: pa.Table, exported: pa.Table) -> pa.Table:
     return exported.join(images.select(["uid", "label"]), "uid", join_type="inner")
 
 
-def _result(evaluator: str, arm: Arm, train: pa.Table, accuracy: float) -> dict[str, Any]:
+def _result(
+    evaluator: str, arm: Arm, train: pa.Table, accuracy: float, corrupt: float
+) -> dict[str, Any]:
     return {
         "evaluator": evaluator,
         "method": arm.name,
@@ -274,6 +284,7 @@ def _result(evaluator: str, arm: Arm, train: pa.Table, accuracy: float) -> dict[
         "seed": arm.seed,
         "images": len(arm.rows),
         "unlabeled": len(arm.rows) - len(train),
+        "corrupt": corrupt,
         "accuracy": accuracy,
     }
 

@@ -17,6 +17,7 @@ RESULTS = pa.schema(
         ("seed", pa.uint64()),
         ("images", pa.int64()),
         ("unlabeled", pa.int64()),  # of the images, left out of training
+        ("corrupt", pa.float64()),  # share of the labels learned that are wrong on purpose
         ("accuracy", pa.float64()),
     ]
 )
@@ -40,7 +41,8 @@ def results_table(results: list[dict[str, Any]]) -> pa.Table:
 
 def markdown(results: pa.Table) -> str:
     """The table a person reads. Differences are to random at the same seeds; a row with weights
-    is held against random carrying the same weights. Below it, the images without a label."""
+    is held against random carrying the same weights. Below it, the images without a label, and
+    that labels are corrupted."""
     accuracy: dict[tuple[str, int, str], dict[int, float]] = {}
     baseline: dict[str, str] = {}
     for row in results.to_pylist():
@@ -57,7 +59,9 @@ def markdown(results: pa.Table) -> str:
             other = accuracy[evaluator, images, baseline[method]]
             cells += _difference(paired_difference(values, [other[s] for s in by_seed]))
         lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join([*lines, *_unlabeled(results.to_pylist())]) + "\n"
+    wrong = corrupt_line(results)
+    lines += [*_unlabeled(results.to_pylist()), *(["", wrong] if wrong else [])]
+    return "\n".join(lines) + "\n"
 
 
 def noise_table(noise: dict[str, Any]) -> str:
@@ -152,6 +156,17 @@ def _unlabeled(rows: list[dict[str, Any]]) -> list[str]:
         f"{method} {100 * sum(each.values()) / len(each):.1f}%" for method, each in shares.items()
     )
     return ["", f"Chosen, without a label, left out of training (mean over seeds): {told}"]
+
+
+def corrupt_line(results: pa.Table) -> str:
+    """That labels are wrong on purpose; empty where none is. results: with a column corrupt."""
+    share = max((share for share in results["corrupt"].to_pylist() if share), default=0.0)
+    if not share:
+        return ""
+    return (
+        f"Labels corrupted (evaluate.corrupt): {100 * share:g}% of those learned, by another class "
+        "drawn at random; none of the test's"
+    )
 
 
 def interval_text(d: Difference) -> str:

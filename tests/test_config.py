@@ -171,6 +171,7 @@ WRONG: dict[str, list[Any]] = {
     "signals.proxy.params": [1, None, [], "epochs"],
     "evaluate.labels": TEXT,
     "evaluate.unlabeled": ["ignore", True, None],
+    "evaluate.corrupt": [*FLOAT, -0.1, 1.1, float("nan")],
     "evaluate.seeds": [*LIST, [], [-1], ["0"], [True], [0, 0], 0],
     "evaluate.reselect": ["yes", 1, None],
     "evaluate.knn": [3, "5", True, []],

@@ -9,11 +9,12 @@ import numpy as np
 import pyarrow as pa
 import ray
 
+from coreset_ray.core.corrupt import Corruption
 from coreset_ray.distributed.probe import gather
 from coreset_ray.distributed.session import cluster
 from coreset_ray.distributed.train import train_and_test
 from coreset_ray.io.filesystem import locate
-from coreset_ray.io.tables import PartedTable, read_table
+from coreset_ray.io.tables import PartedTable, read_table, uid_words
 from coreset_ray.models.knn_probe import knn_accuracy
 from coreset_ray.models.probe import linear_probe
 from coreset_ray.models.recipe import Recipe
@@ -39,11 +40,12 @@ def knn(
 @dataclass(frozen=True)
 class Coreset:
     """What is evaluated. manifest: URI of a table with a column uid; evaluate: of embeddings, given
-    in the order of uids where by_uid, else of the manifest."""
+    in the order of uids where by_uid, else of the manifest; corruption: of the labels to learn."""
 
     manifest: str
     evaluate: Evaluator
     by_uid: bool = False
+    corruption: Corruption | None = None
 
 
 def evaluate_each(
@@ -72,11 +74,13 @@ def evaluate_each(
 
 @dataclass(frozen=True)
 class Training:
-    """A coreset to train on, by its manifest. name: of its checkpoints; seed: of the training."""
+    """A coreset to train on, by its manifest. name: of its checkpoints; seed: of the training;
+    corruption: of the labels to learn."""
 
     manifest: str
     name: str
     seed: int
+    corruption: Corruption | None = None
 
 
 def train_each(
@@ -98,10 +102,12 @@ def train_each(
     yield from _as_they_finish(tasks, at_once)
 
 
-def training_rows(coreset: pa.Table, images: pa.Table, name: str) -> pa.Table:
+def training_rows(
+    coreset: pa.Table, images: pa.Table, name: str, corruption: Corruption | None = None
+) -> pa.Table:
     """The coreset's images that have a label, in its own order, with label and weight.
 
-    name: of the coreset, for the message where none has.
+    name: of the coreset, for the message where none has; corruption: of the labels.
     """
     rows = coreset.select(["uid", "weight"])
     order = pa.array(np.arange(len(rows)))
@@ -111,7 +117,11 @@ def training_rows(coreset: pa.Table, images: pa.Table, name: str) -> pa.Table:
             f"none of the {len(rows)} images of {name} has a label: there is nothing to train on; "
             "check evaluate.labels, or raise the budget"
         )
-    return joined.sort_by("order").drop_columns(["order"])
+    joined = joined.sort_by("order").drop_columns(["order"])
+    if corruption is None:
+        return joined
+    label = corruption.apply(uid_words(joined["uid"]), joined["label"].to_numpy())
+    return joined.set_column(joined.column_names.index("label"), "label", pa.array(label))
 
 
 def _as_they_finish(
@@ -152,7 +162,11 @@ def _evaluate(
     if not len(rows):
         raise ValueError(f"none of the {len(wanted)} images of {coreset.manifest} has a label")
     rows = np.sort(rows) if coreset.by_uid else rows
-    outcome = coreset.evaluate(pool[rows], label[rows], test, truth)
+    learned = label[rows]
+    if coreset.corruption is not None:
+        words = uid_words(pa.array(uid[rows].astype(str)))
+        learned = coreset.corruption.apply(words, learned)
+    outcome = coreset.evaluate(pool[rows], learned, test, truth)
     return outcome | {"unlabeled": len(wanted) - len(rows)}
 
 
@@ -165,5 +179,5 @@ def _train(
     settings: dict[str, Any],
 ) -> dict[str, Any]:
     chosen = read_table(locate(training.manifest), ["uid", "weight"])
-    rows = training_rows(chosen, images, training.name)
+    rows = training_rows(chosen, images, training.name, training.corruption)
     return train_and_test(rows, truth, recipe, seed=training.seed, name=training.name, **settings)
