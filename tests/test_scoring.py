@@ -127,13 +127,12 @@ def test_methods_that_select_alone_choose_as_in_one_process(
     pool = write_signals(config)
     uid = np.array([f"{hi:016x}{lo:016x}" for hi, lo in pool.uid])
     more = {"target": pool["embedding"][:40]} if targeted else {}
-    for nodes, balance, partitions in ((1, None, 1), (3, "clusters", 1), (2, None, 3)):
+    whole = issubclass(kind, WholeSet)
+    for nodes, balance, partitions in ((2, None, 3 if whole else 1), (3, "clusters", 1)):
         told = SimpleNamespace(cpus=nodes, nodes=real().nodes)
         monkeypatch.setattr(alone, "cluster", lambda told=told: told)
-        if partitions > 1 and not issubclass(kind, WholeSet):
-            continue
         keep = tmp_path / f"{nodes}.parquet"
-        kept = np.array([110, 3, 60][: 3 * (nodes > 1)], np.int64)
+        kept = np.array([110, 3, 60] if balance else [], np.int64)
         pq.write_table(pa.table({"uid": pa.array(uid[kept], pa.string())}), keep)
         asked = {"balance": balance, "keep": str(keep), "partitions": partitions}
         found = manifest_of(config.replace("select", **asked))
