@@ -10,6 +10,7 @@ import sys
 import tarfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -271,6 +272,15 @@ def test_a_failure_in_the_middle_changes_nothing(
     how = {"open_file": _fails_once(marker, 700), "checkpoint_every": 1}
     out = _run(digits[:500], tmp_path, "flaky", test=digits[500:], **how)
     assert marker.exists() and _same(out, whole)
+
+
+@pytest.mark.usefixtures("_cluster")
+@pytest.mark.slow
+def test_dropout_goes_on_as_if_nothing_had_failed(digits: pa.Table, tmp_path: Path) -> None:
+    marker, dropping = tmp_path / "failed", replace(SMALL, model="mobilenet_v3_small", epochs=2)
+    how = {"open_file": _fails_once(marker, 90), "checkpoint_every": 1}
+    flaky = _run(digits[:64], tmp_path, "flaky", dropping, **how)
+    assert marker.exists() and _same(flaky, _run(digits[:64], tmp_path, "calm", dropping))
 
 
 @pytest.mark.slow
