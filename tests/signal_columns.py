@@ -4,7 +4,7 @@ import numpy as np
 
 from coreset_ray.core.pool import Pool
 
-K, EPOCHS, CLASSES, RUNS, HIDDEN = 5, 12, 4, 3, 6
+K, EPOCHS, CLASSES, RUNS, HIDDEN, PATTERNS = 5, 12, 4, 3, 6, 5
 
 
 def pool_with_signals(embedding: np.ndarray, uid: np.ndarray, seed: int = 0) -> Pool:
@@ -32,7 +32,7 @@ def drawn(n: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
     """Clusters, pseudo-labels, what a classifier's training leaves behind, what one says."""
     logits = np.cumsum(rng.normal(size=(n, EPOCHS, CLASSES)), axis=1)
     label = rng.integers(0, CLASSES, n)
-    return {
+    columns = {
         "clusters.cluster": rng.integers(0, 3, n).astype(np.int32),
         "clusters.distance": rng.random(n).astype(np.float32),
         "pseudo_labels.label": label.astype(np.int32),
@@ -41,6 +41,8 @@ def drawn(n: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         **dynamics(logits, label),
         **proxy(logits[:, -1], label, rng),
     }
+    pattern = np.random.default_rng(n).normal(size=(n, PATTERNS * 4)).astype(np.float32)
+    return {**columns, "patterns.pattern": pattern}
 
 
 def dynamics(logits: np.ndarray, label: np.ndarray) -> dict[str, np.ndarray]:
