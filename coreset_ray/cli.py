@@ -140,8 +140,9 @@ def _parser() -> argparse.ArgumentParser:
                 metavar="NAME",
                 action="append",
                 default=[],
-                help="knn, clusters, pseudo_labels, dynamics or proxy, and what it is made of; "
-                "may be given several times (default: all)",
+                help="knn, clusters, pseudo_labels, dynamics, proxy or patterns, and what it is "
+                "made of; may be given several times (default: all but patterns, which take the "
+                "images once more through a vision transformer)",
             )
         stage.set_defaults(command=_run_stage, module=module)
     shards = _command(commands, "shards", "make WebDataset shards", _shards_help())

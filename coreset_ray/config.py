@@ -194,6 +194,25 @@ class ProxyConfig(Section):
         return validate(ProxyRecipe, self.params, "params")
 
 
+class PatternsConfig(Section):
+    """Local patterns: each image's patch tokens are clustered into `count`. encoder: a vision
+    transformer of timm's, written as in embed.encoders; the images go through it once more. block:
+    whose tokens, 0 is the first and -1 the last."""
+
+    encoder: EncoderSpec = EncoderSpec("timm:vit_small_patch16_224.dino")
+    block: int = -2
+    count: Positive = 5
+
+    @model_validator(mode="after")
+    def _encoder_has_blocks(self) -> "PatternsConfig":
+        if not self.encoder.name.startswith("timm:"):
+            raise ValueError(
+                f"encoder: {self.encoder.name!r} is none of timm's; name a vision transformer, "
+                "such as timm:vit_small_patch16_224.dino"
+            )
+        return self
+
+
 class SignalsConfig(Section):
     """What further methods read beside embeddings. labels: what a classifier learns and what
     `pseudo_labels` holds: `pseudo` finds them, `cls` or a CSV file as in evaluate.labels names
@@ -208,6 +227,7 @@ class SignalsConfig(Section):
     pseudo_labels: PseudoLabelsConfig = PseudoLabelsConfig()
     dynamics: DynamicsConfig = DynamicsConfig()
     proxy: ProxyConfig = ProxyConfig()
+    patterns: PatternsConfig = PatternsConfig()
 
 
 Budget = Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, le=1)]

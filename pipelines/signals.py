@@ -1,5 +1,5 @@
-"""embedding table → what further methods read: neighbours, clusters, pseudo-labels, dynamics and
-what a classifier makes of each image.
+"""embedding table → what further methods read: neighbours, clusters, pseudo-labels, dynamics, what
+a classifier makes of each image and the local patterns in it.
 
 Each signal is a stage of its own, which makes first what it reads itself.
 """
@@ -16,6 +16,7 @@ from pipelines import (
     signal_clusters,
     signal_dynamics,
     signal_knn,
+    signal_patterns,
     signal_proxy,
     signal_pseudo_labels,
 )
@@ -27,18 +28,21 @@ SIGNALS: dict[str, ModuleType] = {
     "pseudo_labels": signal_pseudo_labels,
     "dynamics": signal_dynamics,
     "proxy": signal_proxy,
+    "patterns": signal_patterns,
 }
+ASKED = ("patterns",)  # made where they are named or needed: a network of its own reads all images
 GROUPS = {"clusters": "cluster", "pseudo_labels": "label"}  # the column that groups rows
 
 
 def run(config: Config, only: Sequence[str] = ()) -> dict[str, Any]:
-    """Writes these signals, by default all, and what they are made of, where they are not there
-    yet; returns their records and the report of what was found."""
+    """Writes these signals, by default all but those in `ASKED`, and what they are made of, where
+    they are not there yet; returns their records and the report of what was found."""
     for name in only:
         if name not in SIGNALS:
             raise ValueError(f"signal {name!r} does not exist: there are {', '.join(SIGNALS)}")
     with session(config.compute.address):
-        records = {name: SIGNALS[name].run(config) for name in only or SIGNALS}
+        names = only or [name for name in SIGNALS if name not in ASKED]
+        records = {name: SIGNALS[name].run(config) for name in names}
     told = [record["report"] for record in records.values() if record.get("report")]
     return {"signals": records, "report": "\n".join(told)}
 

@@ -41,8 +41,9 @@ def drawn(n: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         **dynamics(logits, label),
         **proxy(logits[:, -1], label, rng),
     }
-    pattern = np.random.default_rng(n).normal(size=(n, PATTERNS * 4)).astype(np.float32)
-    return {**columns, "patterns.pattern": pattern}
+    pattern = np.random.default_rng(n).normal(size=(n, PATTERNS, 4))
+    pattern /= np.linalg.norm(pattern, axis=2, keepdims=True)
+    return {**columns, "patterns.pattern": pattern.reshape(n, -1).astype(np.float32)}
 
 
 def dynamics(logits: np.ndarray, label: np.ndarray) -> dict[str, np.ndarray]:

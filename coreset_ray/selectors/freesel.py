@@ -13,6 +13,7 @@ from coreset_ray.core.whole_set import Choice, Given, WholeSet
 
 _DRAWING = 1 << 40  # the use of random numbers, and those after it
 _FARTHEST = 4.0  # the largest squared distance of two rows of length 1
+_OFF = 0.05  # that a squared length may be from 1
 
 
 @dataclass(frozen=True)
@@ -38,13 +39,8 @@ class FreeSel(WholeSet):
             raise ValueError(f"patterns={self.patterns}: expected at least 1")
 
     def choose(self, pool: Pool, k: int, seed: int, given: Given) -> Choice:
-        n, p, pattern = len(pool), self.patterns, pool["patterns.pattern"]
-        if pattern.shape[1] % p:
-            raise ValueError(
-                f"patterns={p}: patterns.pattern has {pattern.shape[1]} numbers an image, which "
-                "is no multiple; give as many as the signal holds"
-            )
-        rows = unit_rows(pattern.reshape(n * p, -1))
+        n, p = len(pool), self.patterns
+        rows = unit_rows(_apart(pool["patterns.pattern"], p))
         square, apart = squares(rows), np.full(n * p, _FARTHEST)
         left, chosen, gains = np.ones(n, bool), [*given.kept.tolist()], []
         for row in chosen:
@@ -59,6 +55,21 @@ class FreeSel(WholeSet):
             left[row] = False
             lower(apart, rows, square, rows[row * p : (row + 1) * p])
         return Choice(np.array(chosen[len(given.kept) :], np.int64), np.array(gains), np.ones(k))
+
+
+def _apart(pattern: np.ndarray, count: int) -> np.ndarray:
+    """(n, count·d) → (n·count, d). Raises `ValueError` where these are not of length 1, as they
+    are not when they are cut at other places than where one ends."""
+    width = pattern.shape[1]
+    if width % count == 0:
+        rows = pattern.reshape(-1, width // count)
+        square = np.einsum("ij,ij->i", rows, rows, dtype=np.float32)
+        if (np.abs(square - 1) < _OFF).all():
+            return rows
+    raise ValueError(
+        f"patterns={count}: the {width} numbers of patterns.pattern are not {count} rows of length "
+        "1; give as many as the signal holds, signals.patterns.count"
+    )
 
 
 def _sums(values: np.ndarray) -> np.ndarray:
