@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from coreset_ray import catalog
-from coreset_ray.core.alone import select_alone
+from coreset_ray.core.alone import check_kept, check_room, select_alone
 from coreset_ray.core.filter import check_left, left_out
 from coreset_ray.core.pool import Pool, pool_of
 from coreset_ray.core.rule import Rule, check_group
@@ -67,13 +67,14 @@ def select(
 
     method: scores the rows, or selects by itself. selector, settings: which rule keeps what of the
     scores, by default the highest; group: (n,) integers from 0, of rows that are to be represented
-    alike. Of a method that selects by itself: kept, rows chosen already, which shape the choice
-    and are not among the k; target: (t, m), images that the choice should resemble; partitions:
-    choose in two rounds, first in so many parts. filters: names, or names with settings, of what
-    leaves images out first. Other arguments and errors as in `score`.
+    alike. kept: rows chosen already, which are not among the k and, of a method that selects by
+    itself, shape the choice. Of such a method: target, (t, m), images that the choice should
+    resemble; partitions: choose in two rounds, first in so many parts. filters: names, or names
+    with settings, of what leaves images out first. Other arguments and errors as in `score`.
     """
     pool = pool_of(embedding, uid, signals)
     group = _filtered(pool, k, check_group(group, len(pool)), filters)
+    own = check_kept(kept, len(pool))
     alone = catalog.selector_classes().get(method)
     if alone is not None and not issubclass(alone, Rule):
         if selector is not None or settings:
@@ -82,10 +83,12 @@ def select(
         assert not isinstance(built, Rule)
         given = {"group": group, "kept": kept, "target": target, "partitions": partitions}
         return select_alone(built, pool, k, seed, **given)
-    if kept is not None or target is not None or partitions != 1:
-        raise ValueError(
-            f"method {method!r} scores each image: leave out kept, target and partitions"
-        )
+    if target is not None or partitions != 1:
+        raise ValueError(f"method {method!r} scores each image: leave out target and partitions")
+    if len(own):
+        group = np.zeros(len(pool), np.int64) if group is None else group.copy()
+        group[own] = -1
+        check_room(resolve_budget(k, len(pool)), int((group >= 0).sum()), len(own))
     if selector is None and group is None and not settings:
         return select_rows(catalog.build(method, params), pool, k, seed)
     rule = catalog.build_selector(selector or "top", dict(settings or {}), "settings")

@@ -4,14 +4,21 @@ import argparse
 import importlib
 import json
 import logging
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+from coreset_ray.telemetry import logs
+from coreset_ray.telemetry.run import Run, recording
 from coreset_ray.version import __version__
+
+_log = logging.getLogger(__name__)
 
 _STAGES = {
     "run": ("run", "the whole chain: embed, score, select, export, evaluate"),
+    "pretrain": ("pretrain", "train an encoder on the pool itself, by self-supervision"),
     "plan": ("plan", "say what a run would need and take, before anything runs"),
     "embed": ("embed", "embed every shard of the pool that is not embedded yet"),
     "signals": ("signals", "write neighbours, clusters, pseudo-labels and training dynamics"),
@@ -19,8 +26,16 @@ _STAGES = {
     "select": ("select_coreset", "keep the best within the budget and write the manifest"),
     "export": ("export", "write the coreset as WebDataset shards, with an index and lists"),
     "evaluate": ("evaluate", "train on the coreset and on random, and compare"),
+    "reselect": ("reselect", "take in new shards and publish the next version of the selection"),
+    "continual": (
+        "continual",
+        "learn classes in tasks and replay what methods chose, beside random",
+    ),
     "compare": ("compare", "say which of many methods is worth using on this pool, beside random"),
 }
+
+_READ_ONLY = ("plan",)
+_OWN_LEASE = ("reselect",)  # it needs no lease to see that nothing is new
 
 _STAGE_HELP = """
 CONFIG is a YAML file; configs/ holds examples. Any key can be overridden:
@@ -29,12 +44,23 @@ CONFIG is a YAML file; configs/ holds examples. Any key can be overridden:
 A stage whose inputs have not changed is finished already and is not repeated. A run that was
 killed goes on from where it was when the same command is given again.
 
+One run at a time works in a workspace. A second one stops with a message that names the first, or
+waits for it as long as --wait says; one that is dead is no obstacle.
+
 Ray: uses compute.address, else RAY_ADDRESS, else a cluster running on this machine, else starts
 a local Ray with what the machine has.
 
-Exit status: 0 done; 1 the run failed (the message says at what); 2 the command or the
-configuration is wrong; 130 interrupted.
+Ends with where the time went and what limited it, which WORKSPACE/runs/RUN/summary.json keeps.
+
+EXIT
 """
+
+_EXIT = """Exit status: 0 done; 1 the run failed (the message says at what); 2 the command or the
+configuration is wrong; 130 interrupted; 143 terminated. However a run ends, what it committed is
+kept, and the same command goes on from there."""
+
+_STOPPED = "%s; what was committed is kept, and the same command goes on from there"
+_TERMINATED = 128 + signal.SIGTERM
 
 _COMPARE_HELP = """
 CONFIG is a YAML file with a section `compare` (methods, budgets, seeds); any key can be overridden.
@@ -47,7 +73,7 @@ it is done: a comparison that was killed, or one with another method or budget, 
 
 Exit status: 0 done, even where some methods cannot run on this pool (the table says why); 1 the run
 failed; 2 random or all other methods cannot run, or the command or the configuration is wrong;
-130 interrupted.
+130 interrupted; 143 terminated.
 """
 
 _PLAN_HELP = """
@@ -59,10 +85,25 @@ bytes read and written and wall time of each stage, draws a second, and how the 
 Writes nothing into the workspace. Times are those of a cluster that does nothing else.
 
 Exit status: 0 the plan fits; 2 it does not (the message has the arithmetic and what to change), or
-the configuration is wrong; 1 measuring failed; 130 interrupted.
+the configuration is wrong; 1 measuring failed; 130 interrupted; 143 terminated.
 """
 
-_HELP = {"plan": _PLAN_HELP, "compare": _COMPARE_HELP}
+_RESELECT_HELP = """
+CONFIG is a YAML file; any key can be overridden. Looks at the shards of the pool: those that are
+new or changed since the last version (by name, size and time) are embedded, those that are gone
+leave, and what is chosen next is published as WORKSPACE/selections/NAME/v000001, v000002 and so on,
+each with manifest.parquet, difference.parquet and report.md; current.json names the last. Images
+that were added are exported for labeling. The section `reselect` says what stays of the version
+before, how the budget grows and how much may go.
+
+With nothing new it says so within seconds. Fit for a schedule: one run at a time works in a
+workspace, and one that was overtaken publishes nothing.
+
+Exit status: 0 done, or nothing new; 1 the run failed, or another one works in the workspace; 2 the
+command or the configuration is wrong; 130 interrupted; 143 terminated.
+"""
+
+_HELP = {"plan": _PLAN_HELP, "compare": _COMPARE_HELP, "reselect": _RESELECT_HELP}
 
 _SHARDS_HELP = """
 SOURCE is one of
@@ -82,6 +123,26 @@ Original image bytes and sidecar files are kept as they are.
 OUT/truth.parquet says what each image is: shard, key, origin, kind, change, label. It is for
 scoring a selection only; nothing that selects reads it. Blank, noise and off-topic images have no
 .cls: evaluate.unlabeled=drop lets a coreset be judged that bought some.
+
+Exit status: 0 done; 1 a file could not be read or written; 2 the command or the source is wrong;
+130 interrupted; 143 terminated.
+"""
+
+_LIST_HELP = """
+Exit status: 0 done; 2 the command is wrong.
+"""
+
+_FORGET_HELP = """
+For a takedown: delete the shard from the pool, or write it again without the image, run `reselect`,
+then this. Everything in the workspace that holds rows of it goes: embedding parts, signals, scores,
+exports, evaluations, each made again when it is asked for; published versions and snapshots stay,
+without those rows. Then the whole workspace is searched for what was to go.
+
+Without --yes it says what would go, and changes nothing.
+
+Exit status: 0 nothing of them is left, or nothing was to be done; 1 something is left (the message
+says where), or another run works in the workspace; 2 a shard that is still in the pool, or a wrong
+configuration; 130 interrupted; 143 terminated.
 """
 
 _VERIFY_HELP = """
@@ -89,7 +150,8 @@ Replays chunks of the draws that were recorded, chosen at random, and compares t
 adds up the checksums of all chunks and compares them with the sums that were kept; compares the
 scores with the sums and the manifest with the scores.
 
-Exit status: 0 all agree; 1 something differs (the message says what); 2 not a selection.
+Exit status: 0 all agree; 1 something differs (the message says what); 2 not a selection;
+130 interrupted; 143 terminated.
 """
 
 
@@ -101,21 +163,55 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(f"unrecognized arguments: {' '.join(wrong)}")
     if rest:  # after an option, where argparse no longer looks for them
         options.overrides += rest
-    logging.basicConfig(
-        level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True
-    )
-    logging.getLogger("coreset_ray").setLevel(logging.INFO)
-    logging.getLogger("pipelines").setLevel(logging.INFO)
     try:
-        options.command(options)
+        logs.set_up(logs.choose_format(options.log_format))
+        with _terminable(), recording(options.name) as run:
+            status = _run(options, run)
+    except ValueError as error:  # of the run's own settings
+        status = _fail(error, 2)
+    if status:
+        sys.exit(status)
+
+
+def _run(options: argparse.Namespace, run: Run) -> int:
+    """Runs the command; the exit status."""
+    try:
+        options.command(options, run)
     except KeyboardInterrupt:
-        sys.exit(130)
+        return _fail(_STOPPED % "interrupted", 130)
+    except SystemExit as end:
+        if end.code != _TERMINATED:
+            raise
+        return _fail(_STOPPED % "terminated", _TERMINATED)
     except ValueError as error:
-        sys.exit(_fail(error, 2))
+        return _fail(error, 2)
     except Exception as error:
         if not _is_expected(error):
-            raise
-        sys.exit(_fail(error, 1))
+            if not logs.structured():
+                raise
+            _log.critical("%s: %s", type(error).__name__, error, exc_info=error)
+            return 1
+        return _fail(error, 1)
+    return 0
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM, which a scheduler sends before it kills, ends a run as an interrupt does: in order,
+    with what was committed kept."""
+
+    def end(*_: object) -> None:
+        sys.exit(_TERMINATED)
+
+    try:
+        before = signal.signal(signal.SIGTERM, end)
+    except ValueError:  # not in the main thread: signals are not ours to take
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _overrides(options: argparse.Namespace, word: str) -> bool:
@@ -134,6 +230,14 @@ def _parser() -> argparse.ArgumentParser:
         stage = _command(commands, name, summary, text)
         stage.add_argument("config", metavar="CONFIG", help="YAML file")
         stage.add_argument("overrides", metavar="key=value", nargs="*", help="override a key")
+        if name not in _READ_ONLY:
+            stage.add_argument(
+                "--wait",
+                type=float,
+                default=0.0,
+                metavar="SECONDS",
+                help="wait as long for another run in the same workspace (0)",
+            )
         if name == "signals":
             stage.add_argument(
                 "--only",
@@ -145,6 +249,15 @@ def _parser() -> argparse.ArgumentParser:
                 "images once more through a vision transformer)",
             )
         stage.set_defaults(command=_run_stage, module=module)
+    forget = _command(commands, "forget", "remove all trace of shards that left", _FORGET_HELP)
+    forget.add_argument("config", metavar="CONFIG", help="YAML file")
+    forget.add_argument("overrides", metavar="key=value", nargs="*", help="override a key")
+    forget.add_argument(
+        "--shard", metavar="NAME", action="append", default=[], help="one that left (default: all)"
+    )
+    forget.add_argument("--yes", action="store_true", help="do it, and prove it")
+    forget.add_argument("--wait", type=float, default=0.0, metavar="SECONDS", help="as for run (0)")
+    forget.set_defaults(command=_forget)
     shards = _command(commands, "shards", "make WebDataset shards", _shards_help())
     shards.add_argument("source", metavar="SOURCE")
     shards.add_argument("out", metavar="OUT", help="an empty or new folder")
@@ -168,30 +281,43 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("--chunks", type=int, default=3, help="chunks of draws to replay (3)")
     verify.add_argument("--seed", type=int, help="which chunks (default: others each time)")
     verify.set_defaults(command=_verify)
-    listing = _command(commands, "methods", "list the methods and what they need", "")
+    listing = _command(commands, "methods", "list the methods and what they need", _LIST_HELP)
     listing.add_argument("--json", action="store_true", help="as JSON")
     listing.set_defaults(command=_list_methods)
     return parser
 
 
 def _command(commands: Any, name: str, summary: str, text: str) -> argparse.ArgumentParser:
-    return commands.add_parser(
+    parser = commands.add_parser(
         name,
         help=summary,
         description=summary[0].upper() + summary[1:] + ".",
-        epilog=text,
+        epilog=text.replace("EXIT", _EXIT),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.set_defaults(name=name)
+    parser.add_argument(
+        "--log-format",
+        choices=logs.FORMATS,
+        help=f"lines for people, or one JSON object a line ({logs.FORMAT_VARIABLE}, else text)",
+    )
+    return parser
 
 
-def _run_stage(options: argparse.Namespace) -> None:
+def _run_stage(options: argparse.Namespace, run: Run) -> None:
     from coreset_ray.config import load
 
     config = load(options.config, options.overrides)
-    only = {"only": options.only} if options.module == "signals" else {}
-    outcome = importlib.import_module(f"pipelines.{options.module}").run(config, **only)
+    more = {"only": options.only} if options.module == "signals" else {}
+    if options.module in _OWN_LEASE:
+        more["wait"] = options.wait
+    stage = importlib.import_module(f"pipelines.{options.module}")
+    with _alone(options, config), _summarized(options, config, run) as end:
+        outcome = stage.run(config, **more)
     if outcome.get("report"):
         print(outcome["report"])
+    if end:
+        print(f"{end[0]}\n")
     if options.module == "run":
         print(
             f"Kept {outcome['kept']} of {outcome['images']} images "
@@ -200,7 +326,43 @@ def _run_stage(options: argparse.Namespace) -> None:
         )
 
 
-def _verify(options: argparse.Namespace) -> None:
+@contextmanager
+def _alone(options: argparse.Namespace, config: Any) -> Iterator[None]:
+    """Keeps other runs out of the workspace, where this one writes there."""
+    from coreset_ray.io.lease import hold
+    from pipelines.inputs import workspace_of
+
+    if options.module in (*_READ_ONLY, *_OWN_LEASE):
+        yield
+        return
+    with hold(workspace_of(config).lease, wait=options.wait, command=options.module):
+        yield
+
+
+@contextmanager
+def _summarized(options: argparse.Namespace, config: Any, run: Run) -> Iterator[list[str]]:
+    """Keeps in the workspace where the time of the run went, however it ends; yields a list that
+    then holds the same in words, unless the log is JSON and tells it, or nothing is to be said."""
+    from pipelines.summary import write_summary
+
+    words: list[str] = []
+    if options.module in _READ_ONLY:
+        yield words
+        return
+    try:
+        yield words
+    except BaseException as error:
+        begun = run.stages and not isinstance(error, ValueError)
+        if begun or run.worked:
+            ended = isinstance(error, (KeyboardInterrupt, SystemExit))
+            write_summary(config, run, "interrupted" if ended else "failed")
+        raise
+    told = write_summary(config, run, "finished")
+    if not logs.structured():
+        words.append(told)
+
+
+def _verify(options: argparse.Namespace, _: Run) -> None:
     from pipelines.verify import run
 
     found = run(options.selection, options.chunks, options.seed)
@@ -209,7 +371,15 @@ def _verify(options: argparse.Namespace) -> None:
         print(f"  {name}: {count:,}")
 
 
-def _make_shards(options: argparse.Namespace) -> None:
+def _forget(options: argparse.Namespace, _: Run) -> None:
+    from coreset_ray.config import load
+    from pipelines.forget import run
+
+    config = load(options.config, options.overrides)
+    print(run(config, options.shard, yes=options.yes, wait=options.wait)["report"])
+
+
+def _make_shards(options: argparse.Namespace, _: Run) -> None:
     from coreset_ray.io.sources import make_shards
 
     made = make_shards(
@@ -268,7 +438,7 @@ def _degrade(texts: list[str] | None) -> Any:
     return validate(Degrade, given, "--degrade")
 
 
-def _list_methods(options: argparse.Namespace) -> None:
+def _list_methods(options: argparse.Namespace, _: Run) -> None:
     from dataclasses import fields
 
     from coreset_ray.catalog import filters, methods, selector_classes, shape_of
@@ -302,8 +472,11 @@ def _is_expected(error: Exception) -> bool:
     return isinstance(error, (RuntimeError, OSError))
 
 
-def _fail(error: Exception, status: int) -> int:
-    print(f"coreset-ray: {error}", file=sys.stderr)
+def _fail(error: Exception | str, status: int) -> int:
+    if logs.structured():
+        _log.error("%s", error, extra={"exit_status": status})
+    else:
+        print(f"coreset-ray: {error}", file=sys.stderr)
     return status
 
 

@@ -1,7 +1,8 @@
 """Typed, frozen configuration of a run, read strictly from YAML.
 
-Keys are grouped by what they change: everything under `compute` changes only speed and stays
-out of every fingerprint; everything else may change an answer.
+Keys are grouped by what they change: everything under `compute` changes only speed and everything
+under `storage` only how files are reached; both stay out of every fingerprint. Everything else may
+change an answer.
 """
 
 import dataclasses
@@ -16,17 +17,21 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from coreset_ray import catalog
 from coreset_ray.clustering.deep import HeadSettings
+from coreset_ray.core.address import endpoint_of, is_remote, kind_of, options_of, split
 from coreset_ray.core.filter import Filter
 from coreset_ray.core.method import Sampled, Scorer
 from coreset_ray.core.rule import Rule
 from coreset_ray.core.whole_set import WholeSet
 from coreset_ray.models.mlp import MlpRecipe, ProxyRecipe
+from coreset_ray.models.pretrain import RECIPES, PretrainRecipe
 from coreset_ray.models.recipe import Recipe
-from coreset_ray.models.spec import EncoderSpec
+from coreset_ray.models.spec import PRETRAINED, EncoderSpec
 from coreset_ray.strict import validate
 
 _DEFAULT_ENCODERS = ("torchvision:resnet18", "open_clip:ViT-L-14/openai")
 
+
+_MOST = 4 << 20  # characters of a configuration, its aliases written out
 
 Positive = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**64)]
@@ -65,6 +70,35 @@ class EmbedConfig(Section):
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     max_bad: Annotated[float, Field(ge=0, le=1)] = 0.01
     max_pixels: Positive = 50_000_000
+
+    def own(self) -> EncoderSpec | None:
+        """The encoder that is trained on the pool itself, if there is one."""
+        found = [spec for spec in self.encoders if spec.weights == PRETRAINED]
+        if len(found) > 1:
+            raise ValueError(
+                f"encoders: {len(found)} have weights {PRETRAINED!r}; give one at most"
+            )
+        return found[0] if found else None
+
+
+class PretrainConfig(Section):
+    """How the encoder with `weights: pretrained` is trained, by self-supervision: no label is read.
+    method, params: SimCLR or SwAV and its recipe (coreset_ray/models/pretrain.py). pool: what it
+    is trained on, by default the whole pool, which as it grows makes for another encoder and so for
+    other embeddings: name shards here to keep it, or to train on some of them."""
+
+    method: Literal["simclr", "swav"] = "simclr"
+    params: dict[str, Any] = {}
+    pool: PoolConfig | None = None
+    seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _params_exist(self) -> "PretrainConfig":
+        self.recipe()
+        return self
+
+    def recipe(self) -> PretrainRecipe:
+        return validate(RECIPES[self.method], self.params, "params")
 
 
 class UntilConfig(Section):
@@ -267,9 +301,10 @@ class SelectConfig(Section):
     selector and its settings, see `coreset-ray methods`; by default what goes with the scores.
     Where a selector says so, a setting may be `auto`. balance: as many of each cluster, or of each
     pseudo-label. filters: leave images out first, each by the whole pool, by name or with params;
-    the budget stays a share of the whole pool. For methods that select by themselves: keep, the
-    manifest (manifest.parquet) of images that are chosen already, which shape the choice and are
-    not chosen again; target, shards of images that the choice should resemble; partitions: first
+    the budget stays a share of the whole pool. keep: the manifest (manifest.parquet) of images that
+    are chosen already and are not chosen again; a method that selects by itself starts from them,
+    where scores are kept they count like any other image. For methods that select by themselves:
+    target, shards of images that the choice should resemble; partitions: first
     chosen from each of so many parts of the pool, then among those, where all rows do not fit in
     one process."""
 
@@ -285,6 +320,29 @@ class SelectConfig(Section):
 
     def build(self, name: str, params: dict[str, Any]) -> catalog.Selector:
         return catalog.build_selector(name, params, "select.params")
+
+
+class ReselectConfig(Section):
+    """The standing coreset, version by version. keep: what stays, `previous` all of the version
+    before, `labeled` the images that the file `labeled` lists (a manifest, or a CSV file with
+    columns shard,key), `none` only what is chosen anew. add: images a version is to grow by;
+    without it select.budget of the pool as it is then is the total. churn: share of the version
+    before that may go at most, where not all of it stays. sample: rows of the old and of the new
+    data, each, that drift is judged by."""
+
+    keep: Literal["previous", "labeled", "none"] = "previous"
+    labeled: str | None = None
+    add: Positive | None = None
+    churn: Annotated[float, Field(ge=0, le=1)] = 1.0
+    sample: Positive = 10_000
+
+    @model_validator(mode="after")
+    def _settings_agree(self) -> "ReselectConfig":
+        if (self.labeled is not None) != (self.keep == "labeled"):
+            raise ValueError("keep: labeled goes with `labeled`, the file that lists the images")
+        if self.keep == "previous" and self.churn != 1:
+            raise ValueError("churn: keep: previous lets nothing go; leave it out")
+        return self
 
 
 class ExportConfig(Section):
@@ -399,16 +457,53 @@ class CompareConfig(Section):
         return self
 
 
+class WaitConfig(Section):
+    """What the cluster has before a stage starts: an autoscaling one is asked for it, and stages
+    that use no GPU wait for CPUs alone. minutes: after which the stage fails."""
+
+    cpus: Positive = 1
+    gpus: Annotated[int, Field(ge=0)] = 0
+    minutes: Annotated[float, Field(gt=0)] = 30.0
+
+    @property
+    def cpus_alone(self) -> "WaitConfig":
+        return self.model_copy(update={"gpus": 0})
+
+
+class ContinualConfig(Section):
+    """Classes arrive in tasks, and one classifier learns them in turn with a memory that replays
+    what each of compare.methods chose of each task; compare.budgets are images that the memory
+    holds, at compare.seeds. Labels split the pool into tasks; methods see none. tasks: the classes,
+    by name, are split evenly. learns: of a new task `all` its images, or the `coreset` that goes
+    into the memory alone, as where every label is paid for. mlp: a classifier on the embeddings;
+    network: one on the images, trained in one process; epochs are of each task."""
+
+    tasks: Annotated[int, Field(ge=2)] = 5
+    learns: Literal["all", "coreset"] = "all"
+    mlp: MlpRecipe | None = MlpRecipe()
+    network: Recipe | None = None
+
+    @model_validator(mode="after")
+    def _something_learns(self) -> "ContinualConfig":
+        if self.mlp is None and self.network is None:
+            raise ValueError("none of mlp, network is set: set one")
+        if self.network is not None and self.network.weighted:
+            raise ValueError("network.weighted: a memory has no weights; leave it out")
+        return self
+
+
 class ComputeConfig(Section):
     """Speed only. address: a Ray cluster (default: RAY_ADDRESS, else a running one, else a local
     Ray). encoders: encoder actors (default: as the GPUs, else the CPUs, allow).
     encoder_gpus: GPUs of one actor, a fraction puts several on a GPU. score_workers: processes
     that share the draws (default: one a CPU). row_shards: parts
     in which each of them holds the pool's rows, each in a process of its own. scratch: a folder
-    of each machine for the pool's columns (default: in the workspace where that is a local
-    folder)."""
+    of each machine for the pool's columns, $NAME/… where it lies elsewhere on each (default: in
+    the workspace where that is a local folder). wait_for: nodes of a cluster that starts them on
+    demand."""
 
     address: str | None = None
+    wait_for: WaitConfig = WaitConfig()
     device: Literal["auto", "cpu", "cuda"] = "auto"
     batch_size: Positive = 64
     encoders: Positive | None = None
@@ -420,6 +515,37 @@ class ComputeConfig(Section):
     loader_workers: Annotated[int, Field(ge=0)] = 0
 
 
+class StorageConfig(Section):
+    """Object stores: for every path of this configuration that lies in one and does not say
+    otherwise in its own query (s3://bucket/prefix?region=eu-west-1). endpoint: a server other than
+    the provider's, such as http://minio:9000. region: of the buckets, by default found out.
+    anonymous: without credentials; else they come from the environment or the platform, never
+    from here. attempts: of a request that fails in a way that may pass, by default 8, with growing
+    pauses. connect_timeout: seconds to a connection (10); request_timeout: seconds without a
+    byte (30). None of it is part of what identifies a result."""
+
+    endpoint: str | None = None
+    region: Annotated[str, Field(pattern=r"^[A-Za-z0-9-]+$")] | None = None
+    anonymous: bool = False
+    attempts: Annotated[int, Field(ge=1, le=100)] | None = None
+    connect_timeout: Annotated[float, Field(gt=0, le=3600)] | None = None
+    request_timeout: Annotated[float, Field(gt=0, le=3600)] | None = None
+
+    @model_validator(mode="after")
+    def _endpoint_is_one(self) -> "StorageConfig":
+        if self.endpoint is not None:
+            endpoint_of(self.endpoint)
+        return self
+
+    def options(self) -> dict[str, str]:
+        """What is set, as the query of a URI says it."""
+        told = {k: getattr(self, k) for k in _changed(self, tuple(type(self).model_fields))}
+        return {
+            k: "true" if v is True else f"{v:g}" if isinstance(v, float) else str(v)
+            for k, v in told.items()
+        }
+
+
 class Config(Section):
     """One run: from shards to an evaluated coreset, everything under `workspace`."""
 
@@ -427,13 +553,41 @@ class Config(Section):
     workspace: str
     pool: PoolConfig
     embed: EmbedConfig = EmbedConfig()
+    pretrain: PretrainConfig | None = None
     score: ScoreConfig = ScoreConfig()
     signals: SignalsConfig = SignalsConfig()
     select: SelectConfig
+    reselect: ReselectConfig = ReselectConfig()
     export: ExportConfig = ExportConfig()
     evaluate: EvaluateConfig | None = None
     compare: CompareConfig | None = None
+    continual: ContinualConfig | None = None
     compute: ComputeConfig = ComputeConfig()
+    storage: StorageConfig = StorageConfig()
+
+    @model_validator(mode="after")
+    def _paths_are_readable(self) -> "Config":
+        _check_paths(self)
+        return self
+
+    @model_validator(mode="after")
+    def _pretraining_is_used(self) -> "Config":
+        own = self.embed.own()
+        if own is None and self.pretrain is not None:
+            raise ValueError(
+                f"pretrain: no encoder under embed.encoders has weights: {PRETRAINED}; set them, "
+                "or leave this section out"
+            )
+        if own is not None and self.pretrain is None:
+            raise ValueError(
+                f"embed.encoders: {own.name!r} has weights {PRETRAINED!r}: say how it is trained "
+                "in a section `pretrain`, which may be empty: pretrain: {}"
+            )
+        if self.signals.patterns.encoder.weights == PRETRAINED:
+            raise ValueError(
+                f"signals.patterns.encoder: weights {PRETRAINED!r} are for embed.encoders alone"
+            )
+        return self
 
     @model_validator(mode="after")
     def _selector_exists(self) -> "Config":
@@ -442,7 +596,7 @@ class Config(Section):
         if not isinstance(rule, Rule):
             _check_alone(self, name, rule)
             return self
-        for key in _changed(self.select, ("keep", "target", "partitions")):
+        for key in _changed(self.select, ("target", "partitions")):
             raise ValueError(f"select.{key}: method {name!r} keeps what scores say; leave it out")
         if searched is not None and searched != rule.searched:
             raise ValueError(f"select.params.{searched}: expected a value, got 'auto'")
@@ -477,7 +631,7 @@ class Config(Section):
         score, select = candidate.sections()
         score |= {"seed": self.score.seed}
         select |= {"budget": self.select.budget}
-        given = {"score": score, "select": select, "compare": None}
+        given = {"score": score, "select": select, "compare": None, "continual": None}
         config = validate(Config, plain(self) | given)
         if config.selector()[2] is None:
             return config
@@ -509,7 +663,7 @@ class Config(Section):
 
     def baseline(self, seed: int) -> "Config":
         """A copy that chooses as many images at random."""
-        select = self.select.model_copy(update=_RANDOMLY)
+        select = SelectConfig(budget=self.select.budget, search=self.select.search)
         score = self.score.model_copy(update={"method": "random", "params": {}, "seed": seed})
         return self.model_copy(update={"score": score, "select": select})
 
@@ -530,10 +684,55 @@ class Config(Section):
         return self.model_copy(update={section: part})
 
 
-_RANDOMLY = {
-    **{"method": None, "params": {}, "balance": None, "filters": ()},
-    **{"keep": None, "target": None, "partitions": 1},
-}
+def _paths(config: Config) -> dict[str, str]:
+    """Every path of a configuration that may lie in a store, by its key."""
+    found = {
+        "workspace": config.workspace,
+        "select.keep": config.select.keep,
+        "export.out": config.export.out,
+        "signals.labels": config.signals.labels,
+        "signals.pseudo_labels.truth": config.signals.pseudo_labels.truth,
+        "signals.patterns.encoder.weights": config.signals.patterns.encoder.weights,
+    }
+    for i, encoder in enumerate(config.embed.encoders):
+        found[f"embed.encoders.{i}.weights"] = encoder.weights
+    pools = {"pool": config.pool, "select.target": config.select.target}
+    if config.evaluate is not None:
+        found["evaluate.labels"] = config.evaluate.labels
+        pools["evaluate.test"] = config.evaluate.test
+    for name, pool in pools.items():
+        if pool is not None:
+            found[f"{name}.root"] = pool.root
+            found |= {f"{name}.shards.{i}": entry for i, entry in enumerate(pool.shards)}
+    return {key: path for key, path in found.items() if path is not None}
+
+
+def _check_paths(config: Config) -> None:
+    """`ValueError`, which repeats no path, for one that no store understands or that holds a key,
+    and for an option of `storage` that none takes, or that would go to two kinds of store."""
+    kinds, lists = set(), False
+    for key, path in _paths(config).items():
+        lists |= path.startswith("@")
+        uri = path.removeprefix("@")
+        if is_remote(uri):
+            try:
+                split(uri)
+            except ValueError as error:
+                raise ValueError(f"{key}: {error}") from None
+            kinds.add(kind_of(uri))
+    if config.compute.scratch is not None and is_remote(config.compute.scratch):
+        raise ValueError("compute.scratch: expected a folder of each machine, not a store")
+    for name in () if lists else config.storage.options():
+        taking = sorted(kind for kind in kinds if name in options_of(kind))
+        if not taking:
+            raise ValueError(
+                f"storage.{name}: no path of this configuration takes it; leave it out"
+            )
+        if name == "endpoint" and len(taking) > 1:
+            raise ValueError(
+                f"storage.endpoint would be that of {' and '.join(taking)} alike: leave it out and "
+                "write it into the paths that it is for, as ?endpoint=http://HOST:PORT"
+            )
 
 
 def _check_alone(config: Config, name: str, method: catalog.Selector) -> None:
@@ -563,6 +762,11 @@ def load(path: str | Path, overrides: list[str] | None = None) -> Config:
     file = Path(path)
     if not file.is_file():
         raise ValueError(f"configuration {str(path)!r} is not a file: give the path of a YAML file")
+    if (size := file.stat().st_size) > _MOST:
+        raise ValueError(
+            f"configuration {str(path)!r} has {size} bytes, more than {_MOST}: is it the right "
+            "file? A long list of shards goes into one of its own, named by pool.shards: '@FILE'"
+        )
     try:
         data = yaml.load(file.read_text("utf-8"), Loader=_Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -599,6 +803,7 @@ def _spelled_out(data: dict[str, Any]) -> dict[str, Any]:
     filter or compared method for it all."""
     for *sections, key in (
         ["pool", "shards"],
+        ["pretrain", "pool", "shards"],
         ["evaluate", "test", "shards"],
         ["select", "target", "shards"],
         ["select", "filters"],
@@ -661,6 +866,14 @@ def _child(node: Any, step: str, text: str) -> Any:
 class _Loader(yaml.SafeLoader):
     """SafeLoader that refuses tags and a key given twice, and reads 1e-4 as the number it is."""
 
+    def get_single_node(self) -> yaml.Node | None:
+        node = super().get_single_node()
+        if node is not None and (size := _written_out(node, {})) > _MOST:
+            raise yaml.composer.ComposerError(  # type: ignore[attr-defined]
+                None, None, f"its aliases written out would be {size} characters, more than {_MOST}"
+            )
+        return node
+
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         event = self.peek_event()
         if getattr(event, "tag", None) is not None:
@@ -683,6 +896,20 @@ class _Loader(yaml.SafeLoader):
                 )
             seen.add(key)
         return super().construct_mapping(node, deep)
+
+
+def _written_out(node: yaml.Node, known: dict[int, int]) -> int:
+    """About as many characters as the node has once every alias in it is replaced by what it
+    stands for; `known` holds what was counted. A node within itself counts once, and is refused
+    later."""
+    if id(node) not in known:
+        known[id(node)] = 1
+        below = node.value if isinstance(node, yaml.CollectionNode) else []
+        pairs = isinstance(node, yaml.MappingNode)
+        parts = [part for pair in below for part in pair] if pairs else below
+        own = len(node.value) if isinstance(node, yaml.ScalarNode) else 0
+        known[id(node)] += own + sum(_written_out(part, known) for part in parts)
+    return known[id(node)]
 
 
 _REPLACED = ("tag:yaml.org,2002:timestamp", "tag:yaml.org,2002:int")  # 1:30 is not 90, 010 not 8

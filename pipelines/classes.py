@@ -8,9 +8,10 @@ from coreset_ray.clustering.kmeans_fit import Clustering
 from coreset_ray.config import Config, fingerprint
 from coreset_ray.distributed.classes import propose_classes
 from coreset_ray.distributed.session import cluster, session
-from coreset_ray.io.workspace import Stage, Workspace
+from coreset_ray.io.workspace import Stage
+from coreset_ray.telemetry.run import as_stage, finished_before
 from coreset_ray.version import __version__
-from pipelines.inputs import NotReady, filled, key_of, pool_table
+from pipelines.inputs import NotReady, filled, key_of, pool_table, workspace_of
 from pipelines.report import classes_table
 
 _log = logging.getLogger(__name__)
@@ -34,15 +35,18 @@ def made_of(config: Config) -> list[str]:
     return [_stage(config)[0].name] if config.signals.classes == "auto" else []
 
 
+@as_stage("classes")
 def run(config: Config) -> None:
     """Proposes a number of classes where it is `auto` and not proposed yet, and says so."""
     if config.signals.classes != "auto":
+        finished_before()
         return
     stage, snapshot, wanted = _stage(config)
     if stage.done() is not None:
+        finished_before()
         return
     start = time.monotonic()
-    with session(config.compute.address):
+    with session(config.compute.address, config.compute.wait_for):
         facts = propose_classes(
             *(pool_table(config).parts, filled(snapshot), wanted),
             actors=max(1, int(cluster().cpus)),
@@ -72,4 +76,4 @@ def _stage(config: Config) -> tuple[Stage, dict[str, Any], Clustering]:
         2, spherical=seen.spherical, standardize=seen.standardize, seed=config.signals.seed
     )
     content = fingerprint([key_of(snapshot), wanted])
-    return Workspace(config.workspace).stage("signals", "classes", content), snapshot, wanted
+    return workspace_of(config).stage("signals", "classes", content), snapshot, wanted

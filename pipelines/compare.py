@@ -9,7 +9,7 @@ import pyarrow as pa
 from coreset_ray.config import CompareConfig, Config, fingerprint, plain
 from coreset_ray.distributed.session import session
 from coreset_ray.io.tables import write_table
-from coreset_ray.io.workspace import Stage, Workspace
+from coreset_ray.io.workspace import Stage
 from coreset_ray.version import __version__
 from coreset_ray.versions import versions
 from pipelines import embed, evaluate
@@ -17,10 +17,10 @@ from pipelines.compare_advice import recommendation
 from pipelines.compare_cells import Cell, make_cells
 from pipelines.compare_evaluate import evaluate_cells, labels_told, settings_by_evaluator
 from pipelines.compare_measures import agreements, measure_cells
-from pipelines.compare_plots import accuracy_plot, coverage_plot, seconds_plot
-from pipelines.compare_report import markdown
+from pipelines.compare_plots import accuracy_plot, coverage_plot, memory_plot, seconds_plot
+from pipelines.compare_report import cost_table, markdown
 from pipelines.compare_results import MEASURES, results_of, runs_of
-from pipelines.inputs import NotReady, key_of, pool_table
+from pipelines.inputs import NotReady, key_of, pool_table, workspace_of
 
 _log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ def run(config: Config) -> dict[str, Any]:
     wanted = _settings(config)
     if config.evaluate is not None:
         evaluate.check(config)  # before hours are spent on the way there
-    with session(config.compute.address):
+    with session(config.compute.address, config.compute.wait_for):
         rows = embed.run(config)["rows"]
         if config.evaluate is not None:
             embed.embed(config, evaluate.test_table(config))
@@ -51,6 +51,7 @@ def run(config: Config) -> dict[str, Any]:
         [
             f"# {config.name}: {len(config.candidates())} methods on {rows:,} images\n",
             markdown(results, evaluators, rows, wanted.signals == "shared"),
+            cost_table(results, rows),
             recommendation(results, evaluators, rows),
         ]
     )
@@ -71,7 +72,7 @@ def stage_of(config: Config) -> Stage:
         content += [settings_by_evaluator(config.evaluate), evaluate.marks(config), test]
         content += labels_told(config.evaluate)
         content.append(config.compute.train_workers if config.evaluate.resnet else None)
-    return Workspace(config.workspace).stage("comparisons", config.name, fingerprint(content))
+    return workspace_of(config).stage("comparisons", config.name, fingerprint(content))
 
 
 def _settings(config: Config) -> CompareConfig:
@@ -101,6 +102,8 @@ def _draw(
         if name != MEASURES:
             _write(stage, f"accuracy-{name}.svg", accuracy_plot(runs_of(results, name), name))
     _write(stage, "seconds.svg", seconds_plot(cells))
+    if any(cell.memory is not None for cell in cells):
+        _write(stage, "memory.svg", memory_plot(cells))
     if measures:
         _write(stage, "coverage.svg", coverage_plot(measures))
 

@@ -3,14 +3,15 @@
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 from coreset_ray.config import Config
 from coreset_ray.core.selection import resolve_budget
 from coreset_ray.core.standings import BASELINE
 from coreset_ray.distributed.progress import Progress
 from coreset_ray.io.filesystem import Location
-from coreset_ray.io.workspace import Workspace
-from pipelines import score, search, select_coreset, signals
+from pipelines import score, search, select_coreset, select_many, signals
+from pipelines.inputs import workspace_of
 
 _log = logging.getLogger(__name__)
 
@@ -19,7 +20,8 @@ _log = logging.getLogger(__name__)
 class Cell:
     """A method at a budget and a seed. method: its name; budget: as configured, images: what that
     comes to; selection: the stage that holds its manifest; seconds: what embeddings → manifest
-    took, None where a record does not say; failed: why there is no selection."""
+    took, None where a record does not say; memory: bytes by which the process that chose grew, None
+    where it was not one process; failed: why there is no selection."""
 
     label: str
     method: str
@@ -28,6 +30,7 @@ class Cell:
     seed: int
     selection: str = ""
     seconds: float | None = None
+    memory: int | None = None
     failed: str | None = None
 
 
@@ -54,17 +57,25 @@ def make_cells(config: Config, rows: int) -> list[Cell]:
     rows: images of the pool. Raises `ValueError` where random, or every other method, fails.
     """
     assert config.compare is not None, "the caller checked"
-    images, seeds = counts(config, rows), config.compare.seeds
-    candidates = config.candidates()
-    cells: list[Cell] = []
-    with Progress("compare", len(candidates) * len(seeds) * len(images), "coresets") as progress:
-        for label, candidate in candidates.items():
-            for cell, one in _cells_of(config, label, candidate, images):
-                cells.append(_made(one, cell))
-                progress.update(len(cells), f"{label}, {cell.images} images, seed {cell.seed}")
-            ours = [c for c in cells if c.label == label]
-            if label == BASELINE and (failed := [c for c in ours if c.failed]):
-                raise ValueError(f"random cannot be selected: {failed[0].failed}")
+    images = counts(config, rows)
+    planned = [
+        pair
+        for label, candidate in config.candidates().items()
+        for pair in _cells_of(config, label, candidate, images)
+    ]
+    cells = [cell for cell, _ in planned]
+    with Progress("compare", len(cells), "coresets") as progress:
+        done = 0
+        for first in (True, False):  # random first, without which nothing is compared
+            places = [i for i, cell in enumerate(cells) if (cell.label == BASELINE) == first]
+            for place, failed in select_many.run([planned[i][1] for i in places]):
+                at = places[place]
+                cell = cells[at] = _made(*planned[at], failed)
+                progress.update(
+                    done := done + 1, f"{cell.label}, {cell.images} images, seed {cell.seed}"
+                )
+            if broken := [c for c in cells if c.label == BASELINE and c.failed]:
+                raise ValueError(f"random cannot be selected: {broken[0].failed}")
     others = [c for c in cells if c.label != BASELINE]
     if others and all(c.failed for c in others):
         raise ValueError(f"every method failed; {others[0].label}: {others[0].failed}")
@@ -72,7 +83,7 @@ def make_cells(config: Config, rows: int) -> list[Cell]:
 
 
 def manifest_of(config: Config, selection: str) -> Location:
-    return Workspace(config.workspace).root / "selections" / selection / "manifest.parquet"
+    return workspace_of(config).root / "selections" / selection / "manifest.parquet"
 
 
 def _cells_of(
@@ -99,25 +110,22 @@ def _seeded(config: Config) -> bool:
     return bool(scorer or searched or config.rule().seeded)
 
 
-def _made(config: Config, cell: Cell) -> Cell:
-    try:
-        selection = select_coreset.make(config)
-    except ValueError as error:
+def _made(cell: Cell, config: Config, failed: str | None) -> Cell:
+    if failed is not None:
         _log.warning(
             "compare: %s at %d images, seed %d failed: %s",
-            *(cell.label, cell.images, cell.seed, error),
+            *(cell.label, cell.images, cell.seed, failed),
         )
-        return replace(cell, failed=str(error))
-    except BaseException:
-        _log.error("compare: stopped at %s, %d images", cell.label, cell.images)
-        raise
-    return replace(cell, selection=selection.name, seconds=_seconds(config))
+        return replace(cell, failed=failed)
+    stage, record = select_coreset.finished(config)
+    seconds, memory = _seconds(config, record), record.get("memory")
+    return replace(cell, selection=stage.name, seconds=seconds, memory=memory)
 
 
-def _seconds(config: Config) -> float | None:
+def _seconds(config: Config, record: dict[str, Any]) -> float | None:
     """Wall time of all stages from the embeddings to a finished selection."""
     made_of = [signals.finished(config, name)[0].name for name in signals.needed_by(config)]
-    spent = [select_coreset.finished(config)[1].get("seconds"), signals.seconds(config, made_of)]
+    spent = [record.get("seconds"), signals.seconds(config, made_of)]
     if config.scores:
         spent.append(score.finished(config)[1]["seconds"])
     if config.selector()[2]:

@@ -22,10 +22,9 @@ from coreset_ray.distributed.progress import Progress
 from coreset_ray.distributed.session import cluster
 from coreset_ray.io.filesystem import Location
 from coreset_ray.io.tables import read_table
-from coreset_ray.io.workspace import Workspace
 from pipelines.compare_cells import Cell, manifest_of
 from pipelines.evaluate import marks, test_table, trains_on_gpu
-from pipelines.inputs import filled, key_of, pool_table
+from pipelines.inputs import filled, key_of, pool_table, workspace_of
 from pipelines.labeled import labeled_images
 
 _log = logging.getLogger(__name__)
@@ -104,7 +103,7 @@ def _folders(config: Config, settings: EvaluateConfig) -> dict[str, Location]:
     found = {}
     for name, own in settings_by_evaluator(settings).items():
         workers = config.compute.train_workers if _trains(settings, name) else None
-        stage = Workspace(config.workspace).stage("cells", name, fingerprint([*told, own, workers]))
+        stage = workspace_of(config).stage("cells", name, fingerprint([*told, own, workers]))
         found[name] = stage.folder
     return found
 

@@ -10,10 +10,9 @@ from coreset_ray.distributed.coverage import measure_coresets
 from coreset_ray.distributed.progress import Progress
 from coreset_ray.io.filesystem import Location
 from coreset_ray.io.tables import read_table
-from coreset_ray.io.workspace import Workspace
 from pipelines import signal_clusters
 from pipelines.compare_cells import Cell, manifest_of
-from pipelines.inputs import filled, key_of, pool_table
+from pipelines.inputs import filled, key_of, pool_table, workspace_of
 
 _AT_ONCE = 100_000  # images of coresets that the pool is read once for, about
 _LEAST = 0.001  # radius
@@ -68,9 +67,7 @@ def _folder(config: Config) -> tuple[Location, Location | None]:
         signal_clusters.run(config)
         clusters = signal_clusters.stage_of(config)[0].folder
     told = [key_of(pool_table(config).snapshot()), clusters and clusters.path.rsplit("/", 1)[1]]
-    return Workspace(config.workspace).stage(
-        "cells", "measures", fingerprint(told)
-    ).folder, clusters
+    return workspace_of(config).stage("cells", "measures", fingerprint(told)).folder, clusters
 
 
 def _measured(

@@ -28,13 +28,23 @@ def accuracy_plot(runs: Sequence[Runs], evaluator: str) -> str:
 
 def seconds_plot(cells: Sequence[Cell]) -> str:
     """Mean wall time from embeddings to manifest against budget."""
-    figure, axes = _figure("embeddings → manifest (s)")
-    known = [c for c in cells if c.seconds is not None]
+    return _cost_plot(cells, {c: c.seconds for c in cells}, "embeddings → manifest (s)")
+
+
+def memory_plot(cells: Sequence[Cell]) -> str:
+    """Mean growth of the process that chose against budget."""
+    sizes = {c: None if c.memory is None else max(c.memory, 1) / 1e6 for c in cells}
+    return _cost_plot(cells, sizes, "memory while choosing (MB)")
+
+
+def _cost_plot(cells: Sequence[Cell], cost: Mapping[Cell, float | None], what: str) -> str:
+    figure, axes = _figure(what)
+    known = [c for c in cells if cost[c] is not None]
     for label, style in _styles([c.label for c in known]).items():
         spent: dict[int, list[float]] = {}
         for cell in known:
             if cell.label == label:
-                spent.setdefault(cell.images, []).append(cell.seconds or 0.0)
+                spent.setdefault(cell.images, []).append(cost[cell] or 0.0)
         points = sorted((k, sum(s) / len(s)) for k, s in spent.items())
         axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=label, **style)
     axes.set_yscale("log")

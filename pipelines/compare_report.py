@@ -5,6 +5,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from coreset_ray.core.limits import in_bytes
 from coreset_ray.core.standings import BASELINE, Standing, standings
 from pipelines.compare_results import MEASURES, failures_of, runs_of
 from pipelines.report import corrupt_line, interval_text, mean_text
@@ -17,6 +18,12 @@ _LEGEND = """Differences are to random at the same seeds. p counts all {tests} c
 tables above (Holm–Bonferroni); "taken alone" marks a row whose own interval leaves out zero and
 whose p does not stand up to that count. "one coreset": no seed moves what is chosen, so the row has
 no spread but a training's, and its interval says nothing of another choice.
+"""
+_COST = """Means over seeds. Seconds: from the embeddings to the manifest, with the signals and
+scores that a method reads. Memory: the most that was resident beyond what the process that chose
+held before it read the pool. The interpreter, signals and scores are not in it, compiled code that
+it loads is, and a selection by several processes has none. Budgets that a method chooses in one run
+each show all of that run.
 """
 _MEASURED = {
     "mean_distance": "mean distance",
@@ -54,6 +61,29 @@ def markdown(results: pa.Table, evaluators: Sequence[str], rows: int, shared: bo
             "clustering and another training would add.\n"
         )
     return "\n".join(lines)
+
+
+def cost_table(results: pa.Table, rows: int) -> str:
+    """What each method's coresets cost, means over seeds. rows: images of the pool."""
+    cells: dict[tuple[int, str], dict[int, tuple[float | None, int | None]]] = {}
+    for row in results.to_pylist():
+        if row["failed"] is None:
+            spent = row["seconds_select"], row["memory_select"]
+            cells.setdefault((row["images"], row["label"]), {})[row["seed"]] = spent
+    lines = ["## Cost", "", "| images | method | seconds | memory |", "|---|---|---:|---:|"]
+    for (images, label), found in sorted(cells.items()):
+        seconds, memory = (_mean(values) for values in zip(*found.values(), strict=True))
+        told = (
+            "" if seconds is None else f"{seconds:.2f}",
+            "" if memory is None else in_bytes(memory),
+        )
+        lines.append(f"| {share_text(images, rows)} | {label} | {' | '.join(told)} |")
+    return "\n".join([*lines, "", _COST])
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [v for v in values if v is not None]
+    return sum(known) / len(known) if len(known) == len(values) else None
 
 
 def column_of(evaluator: str) -> str:

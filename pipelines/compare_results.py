@@ -20,7 +20,8 @@ RESULTS = pa.schema(
         ("images", pa.int64()),
         ("seed", pa.uint64()),
         ("selection", pa.string()),
-        ("seconds_select", pa.float64()),
+        ("seconds_select", pa.float64()),  # embeddings → manifest, all stages
+        ("memory_select", pa.int64()),  # bytes by which the process that chose grew at most
         ("failed", pa.string()),
         ("corrupt", pa.float64()),  # share of the labels learned that are wrong on purpose
         ("accuracy", pa.float64()),
@@ -96,5 +97,6 @@ def _row(evaluator: str, cell: Cell) -> dict[str, Any]:
         "evaluator": evaluator,
         "selection": cell.selection or None,
         "seconds_select": cell.seconds,
+        "memory_select": cell.memory,
         "failed": cell.failed,
     }

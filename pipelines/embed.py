@@ -3,13 +3,16 @@
 import logging
 from typing import Any
 
+from pyarrow import fs as pafs
+
 from coreset_ray.config import Config
 from coreset_ray.distributed.embed import embed_shards, plan_embedding
 from coreset_ray.distributed.session import choose_device, cluster, session
+from coreset_ray.distributed.shared import check_shared
 from coreset_ray.io.tables import Commit
-from coreset_ray.io.workspace import Workspace, snapshot_of
-from coreset_ray.models.spec import absolute
-from pipelines.inputs import Table, key_of, pool_table
+from coreset_ray.io.workspace import snapshot_of
+from coreset_ray.telemetry.run import as_stage, finished_before
+from pipelines.inputs import Table, encoders, key_of, pool_table, workspace_of
 
 _log = logging.getLogger(__name__)
 
@@ -19,15 +22,20 @@ def run(config: Config) -> dict[str, Any]:
     return embed(config, pool_table(config))
 
 
+@as_stage("embed")
 def embed(config: Config, table: Table) -> dict[str, Any]:
     commits = table.parts.committed(table.shards)
     before = len(commits)
     if before < len(table.shards):
         if not (table.stage.folder / "table.json").exists():
+            _tell_difference(table)
             (table.stage.folder / "table.json").write_json(table.record())
-        with session(config.compute.address):
+        with session(config.compute.address, config.compute.wait_for):
+            check_shared(workspace_of(config).root)
             _embed_missing(config, table)
         commits = table.parts.committed(table.shards)
+    else:
+        finished_before()
     snapshot = snapshot_of(table.stage.name, commits.values())
     _log.info(
         "%s: %d shards (%d new), %d images, %d quarantined, in %s",
@@ -35,7 +43,7 @@ def embed(config: Config, table: Table) -> dict[str, Any]:
         *(snapshot["rows"], snapshot["quarantined"], table.stage.folder.uri),
     )
     _judge(config.embed.max_bad, list(commits.values()), table)
-    Workspace(config.workspace).snapshot(key_of(snapshot)).write_json(snapshot)
+    workspace_of(config).snapshot(key_of(snapshot)).write_json(snapshot)
     return snapshot
 
 
@@ -48,12 +56,39 @@ def _embed_missing(config: Config, table: Table) -> None:
     embed_shards(
         table.shards,
         table.parts,
-        [absolute(spec) for spec in config.embed.encoders],
+        encoders(config),
         plan,
         dtype=config.embed.dtype,
         precision=config.embed.precision,
         max_pixels=config.embed.max_pixels,
     )
+
+
+def _tell_difference(table: Table) -> None:
+    """Says of which settings the table most like this new one is, if there is any: whoever did not
+    mean to change them would pay for the pool twice."""
+    folder, record = workspace_of(table.config).root / table.kind, table.record()
+    found = []
+    for info in folder.fs.get_file_info(pafs.FileSelector(folder.path, allow_not_found=True)):
+        told = folder / info.base_name / "table.json"
+        if told.exists():
+            other = told.read_json()
+            keys = [key for key in record if other.get(key) != record[key]]
+            found.append((len(keys), info.base_name, other, keys))
+    if found:
+        _, name, other, keys = min(found, key=lambda each: each[:2])
+        plain = (str, int, float)
+        told = [
+            f"{k} {other.get(k)!r} there and {record[k]!r} here"
+            if isinstance(record[k], plain)
+            else k
+            for k in keys
+        ]
+        _log.info(
+            "%s: other settings than those of %s (%s): every shard is embedded anew, and what "
+            "lies there stays",
+            *(table.kind, name, "; ".join(told)),
+        )
 
 
 def _judge(max_bad: float, commits: list[Commit], table: Table) -> None:

@@ -18,10 +18,19 @@ from coreset_ray.distributed.train import train_and_test
 from coreset_ray.io.labels import label_mark
 from coreset_ray.io.shards import list_shards
 from coreset_ray.io.tables import read_table, uid_of, uid_words, write_table
-from coreset_ray.io.workspace import Stage, Workspace
+from coreset_ray.io.workspace import Stage
+from coreset_ray.telemetry.run import as_stage
 from pipelines import export, select_coreset
 from pipelines.embed import embed
-from pipelines.inputs import NotReady, Table, filled, pool_table
+from pipelines.inputs import (
+    NotReady,
+    Table,
+    filled,
+    nothing_to_do,
+    pool_table,
+    uri_of,
+    workspace_of,
+)
 from pipelines.labeled import labeled_images
 from pipelines.report import markdown, results_table
 
@@ -42,6 +51,7 @@ class Arm:
         return f"{self.method} + weights" if self.weighted else self.method
 
 
+@as_stage("evaluate")
 def run(config: Config) -> dict[str, Any]:
     """Evaluates the selection of this configuration; returns the stage's record."""
     settings = _settings(config)
@@ -51,11 +61,11 @@ def run(config: Config) -> dict[str, Any]:
     # The number of training workers moves batch normalisation, and with it the accuracy.
     workers = config.compute.train_workers if settings.resnet is not None else None
     content = fingerprint([selection.name, plain(config)["evaluate"], marks(config), workers])
-    stage = Workspace(config.workspace).stage("evaluations", config.name, content)
+    stage = workspace_of(config).stage("evaluations", config.name, content)
     if (record := stage.done()) is not None:
-        _log.info("evaluate: nothing to do, %s is finished", stage.folder.uri)
+        nothing_to_do(stage)
         return record
-    with session(config.compute.address):
+    with session(config.compute.address, config.compute.wait_for):
         embed(config, test)
         arms = _arms(config, settings)
         pool, truth, names = labeled_images(config, [arm.rows for arm in arms], test)
@@ -77,7 +87,7 @@ def check(config: Config) -> None:
     """Raises `ValueError` where the test shards or the file of labels are not there."""
     settings = _settings(config)
     assert test_table(config).shards, "list_shards refuses an entry that names nothing"
-    label_mark(settings.labels)
+    label_mark(uri_of(config, settings.labels))
 
 
 def test_table(config: Config) -> Table:
@@ -88,7 +98,7 @@ def test_table(config: Config) -> Table:
 def marks(config: Config) -> list[Any]:
     """What changes when labels do. They lie outside what was embedded: in the shards' other
     members, or in a file."""
-    source = label_mark(_settings(config).labels)
+    source = label_mark(uri_of(config, _settings(config).labels))
     return [_shard_marks(pool_table(config)), _shard_marks(test_table(config)), source]
 
 

@@ -3,17 +3,16 @@
 import logging
 from typing import Any
 
-from pyarrow import fs as pafs
-
 from coreset_ray.config import Config, fingerprint
 from coreset_ray.distributed.export import export_samples
 from coreset_ray.distributed.session import session
 from coreset_ray.io.export import write_lists
 from coreset_ray.io.filesystem import locate
 from coreset_ray.io.tables import read_table, write_table
-from coreset_ray.io.workspace import Stage, Workspace
+from coreset_ray.io.workspace import Stage
+from coreset_ray.telemetry.run import as_stage
 from pipelines import select_coreset
-from pipelines.inputs import NotReady, pool_table
+from pipelines.inputs import NotReady, nothing_to_do, pool_table, uri_of, workspace_of
 
 _log = logging.getLogger(__name__)
 
@@ -24,21 +23,22 @@ def stage_of(config: Config) -> tuple[Stage, Stage, str]:
     export = config.export
     content = fingerprint([selection.name, export.order, export.samples_per_shard])
     if export.out is not None:
-        return Stage(locate(export.out)), selection, content
-    return Workspace(config.workspace).stage("exports", config.name, content), selection, content
+        return Stage(locate(uri_of(config, export.out))), selection, content
+    return workspace_of(config).stage("exports", config.name, content), selection, content
 
 
+@as_stage("export")
 def run(config: Config) -> dict[str, Any]:
     """Writes the coreset's shards; returns the stage's record."""
     stage, selection, content = stage_of(config)
     if (record := stage.done()) is not None:
         _refuse_other(stage, record, content)
-        _log.info("export: nothing to do, %s is finished", stage.folder.uri)
+        nothing_to_do(stage)
         return record
     _refuse_strangers(stage)
     manifest = read_table(selection.folder / "manifest.parquet")
     table = pool_table(config)
-    with session(config.compute.address):
+    with session(config.compute.address, config.compute.wait_for.cpus_alone):
         index = export_samples(
             manifest,
             {shard.name: shard for shard in table.shards},
@@ -75,9 +75,8 @@ def _refuse_other(stage: Stage, record: dict[str, Any], content: str) -> None:
 
 def _refuse_strangers(stage: Stage) -> None:
     """An unfinished export of ours may be finished; a folder of anything else is not touched."""
-    selector = pafs.FileSelector(stage.folder.path, allow_not_found=True)
     ours = ("index.parquet", "manifest.csv", "manifest.jsonl")
-    for info in stage.folder.fs.get_file_info(selector):
+    for info in stage.folder.listing():
         name = info.base_name
         if not (name in ours or name.endswith(".partial") or _is_shard_of_ours(name)):
             raise ValueError(
@@ -88,9 +87,9 @@ def _refuse_strangers(stage: Stage) -> None:
 
 def _remove_unfinished(stage: Stage, shards: list[str]) -> None:
     """Shards that an earlier, unfinished export left here are no part of this coreset."""
-    for info in stage.folder.fs.get_file_info(pafs.FileSelector(stage.folder.path)):
+    for info in stage.folder.listing():
         if _is_shard_of_ours(info.base_name) and info.base_name not in shards:
-            stage.folder.fs.delete_file(info.path)
+            (stage.folder / info.base_name).delete()
 
 
 def _is_shard_of_ours(name: str) -> bool:

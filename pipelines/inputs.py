@@ -1,19 +1,50 @@
 """What a stage reads: the pool's shards, the embedding table and the snapshot of a run."""
 
+import logging
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from coreset_ray.config import Config, PoolConfig, fingerprint
+from coreset_ray.core.address import with_options
+from coreset_ray.distributed.weights import at_hand
 from coreset_ray.io.shards import Shard, list_shards
 from coreset_ray.io.tables import PartedTable
 from coreset_ray.io.workspace import Stage, Workspace, snapshot_key, snapshot_of
 from coreset_ray.models.encoders import describe
+from coreset_ray.models.spec import PRETRAINED, EncoderSpec, absolute
+from coreset_ray.telemetry.run import finished_before
+from coreset_ray.version import __version__
+
+WEIGHTS = "weights.safetensors"  # of an encoder that was trained on the pool
+
+_log = logging.getLogger(__name__)
 
 
 class NotReady(ValueError):
     """A stage was asked for before the one it reads; the message names the command to run."""
+
+
+def workspace_of(config: Config) -> Workspace:
+    """Everything that its runs make."""
+    return Workspace(uri_of(config, config.workspace))
+
+
+def uri_of(config: Config, path: str) -> str:
+    """A path of the configuration as workers take it: in a store, with the options of `storage`."""
+    return with_options(path, config.storage.options())
+
+
+def encoder_of(config: Config, spec: EncoderSpec) -> EncoderSpec:
+    """An encoder of the configuration as workers take it."""
+    weights = spec.weights and uri_of(config, spec.weights)
+    return absolute(replace(spec, weights=weights))
+
+
+def describe_encoder(config: Config, spec: EncoderSpec) -> dict[str, Any]:
+    """What determines its answer, for a content hash."""
+    return describe(at_hand(encoder_of(config, spec)))
 
 
 @dataclass(frozen=True)
@@ -26,15 +57,15 @@ class Table:
 
     @cached_property
     def shards(self) -> list[Shard]:
-        return list_shards(self.pool.shards, self.pool.root)
+        return list_shards(self.pool.shards, self.pool.root, self.config.storage.options())
 
     @cached_property
     def stage(self) -> Stage:
         embed = self.config.embed
-        described = [describe(spec) for spec in embed.encoders]
+        described = [describe(at_hand(spec)) for spec in encoders(self.config)]
         content = [described, embed.dtype, embed.precision, embed.max_pixels]
         name = "+".join(_short(spec.name) for spec in embed.encoders)
-        return Workspace(self.config.workspace).stage(self.kind, name, fingerprint(content))
+        return workspace_of(self.config).stage(self.kind, name, fingerprint(content))
 
     @cached_property
     def parts(self) -> PartedTable:
@@ -50,7 +81,7 @@ class Table:
                 "first): run `coreset-ray embed` with this configuration first"
             )
         snapshot = snapshot_of(self.stage.name, commits.values())
-        if not Workspace(self.config.workspace).snapshot(key_of(snapshot)).exists():
+        if not workspace_of(self.config).snapshot(key_of(snapshot)).exists():
             raise NotReady(
                 "embedding these shards did not end well: run `coreset-ray embed` with this "
                 "configuration for the reason"
@@ -61,12 +92,57 @@ class Table:
         """What determines the content of this table, for table.json."""
         embed = self.config.embed
         return {
-            "encoders": [describe(spec) for spec in embed.encoders],
+            "encoders": [describe(at_hand(spec)) for spec in encoders(self.config)],
             "settings": [asdict(spec) for spec in embed.encoders],
             "dtype": embed.dtype,
             "precision": embed.precision,
             "max_pixels": embed.max_pixels,
         }
+
+
+def nothing_to_do(stage: Stage) -> None:
+    """Says that this stage was finished by an earlier run."""
+    finished_before()
+    _log.info("nothing to do, %s is finished", stage.folder.uri)
+
+
+def encoders(config: Config) -> list[EncoderSpec]:
+    """As workers take them, the weights that the pool taught named by their file; `NotReady` while
+    that is not there."""
+    found = list(config.embed.encoders)
+    if (own := config.embed.own()) is not None:
+        stage = pretrain_stage(config)
+        if stage.done() is None:
+            raise NotReady(
+                f"embed.encoders: {own.name!r} is not trained on the pool yet: run `coreset-ray "
+                "pretrain` with this configuration first (`coreset-ray run` does)"
+            )
+        found[found.index(own)] = replace(own, weights=(stage.folder / WEIGHTS).uri)
+    return [encoder_of(config, spec) for spec in found]
+
+
+def pretrain_stage(config: Config) -> Stage:
+    """Where the encoder that is trained on the pool lies."""
+    own, told = config.embed.own(), config.pretrain
+    if own is None or told is None:
+        raise ValueError(
+            f"nothing to train: no encoder under embed.encoders has weights: {PRETRAINED}"
+        )
+    marks = [[s.name, s.size, s.mtime_ns] for s in pretrain_shards(config)]
+    content = fingerprint(
+        [
+            *(own.name, own.input_size, told.method, told.recipe(), told.seed),
+            *(config.embed.max_pixels, marks),
+        ]
+    )
+    return workspace_of(config).stage("encoders", _short(own.name), content)
+
+
+def pretrain_shards(config: Config) -> list[Shard]:
+    """What the encoder is trained on."""
+    assert config.pretrain is not None, "the caller checked"
+    pool = config.pretrain.pool or config.pool
+    return list_shards(pool.shards, pool.root, config.storage.options())
 
 
 def pool_table(config: Config) -> Table:
@@ -85,10 +161,18 @@ def filled(snapshot: dict[str, Any]) -> dict[str, int]:
     return parts
 
 
+def finish_signal(
+    stage: Stage, snapshot: dict[str, Any], seconds: float, facts: dict[str, Any]
+) -> dict[str, Any]:
+    """The record of a finished signal: what it is of, what is told of it, how long it took."""
+    of = {"snapshot": key_of(snapshot), "table": snapshot["table"], "parts": filled(snapshot)}
+    return stage.finish({**of, **facts, "seconds": seconds, "version": __version__})
+
+
 def scratch_of(config: Config, kind: str) -> str:
     """A folder of each machine for what is laid out there: `compute.scratch`, else in the
     workspace where that is a local folder."""
-    return f"{scratch_root(Workspace(config.workspace), config.compute.scratch)}/{kind}"
+    return f"{scratch_root(workspace_of(config), config.compute.scratch)}/{kind}"
 
 
 def scratch_root(workspace: Workspace, scratch: str | None) -> str:

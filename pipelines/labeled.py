@@ -6,7 +6,7 @@ from coreset_ray.config import Config
 from coreset_ray.distributed.export import locate_members
 from coreset_ray.io.labels import attach_labels, class_names
 from coreset_ray.io.tables import read_table
-from pipelines.inputs import Table, filled, pool_table
+from pipelines.inputs import Table, filled, pool_table, uri_of
 
 _NAMED = ["uid", "shard", "key"]
 
@@ -19,7 +19,7 @@ def labeled_images(
     coresets: columns uid, shard and key.
     """
     assert config.evaluate is not None, "the caller checked"
-    source, unlabeled = config.evaluate.labels, config.evaluate.unlabeled
+    source, unlabeled = uri_of(config, config.evaluate.labels), config.evaluate.unlabeled
     wanted = pa.concat_tables([rows.select(_NAMED) for rows in coresets])
     wanted = wanted.group_by(_NAMED).aggregate([])
     shards = {shard.name: shard for shard in pool_table(config).shards}

@@ -21,10 +21,16 @@ from coreset_ray.distributed.session import Cluster, choose_device, cluster, ses
 from coreset_ray.io.embedding_parts import width_of
 from coreset_ray.io.layout import is_finished
 from coreset_ray.io.tables import Commit
-from coreset_ray.io.workspace import Workspace
-from coreset_ray.models.spec import absolute
 from pipelines import export, score, select_coreset
-from pipelines.inputs import NotReady, Table, filled, key_of, pool_table
+from pipelines.inputs import (
+    NotReady,
+    Table,
+    encoders,
+    filled,
+    key_of,
+    pool_table,
+    workspace_of,
+)
 from pipelines.plan_signals import check_choice, signal_stages, wanted_by
 
 _log = logging.getLogger(__name__)
@@ -54,7 +60,7 @@ def run(config: Config) -> dict[str, Any]:
         config = config.baseline(config.score.seed)
     table = pool_table(config)
     state = _state(config, table)
-    with session(config.compute.address):
+    with session(config.compute.address, config.compute.wait_for):
         on = cluster()
         _log.info("plan: reading some shards")
         reading = read_some(table.shards)
@@ -105,8 +111,9 @@ def _state(config: Config, table: Table) -> _State:
         for name, stage in (("score", score), ("select", select_coreset), ("export", export)):
             stage.finished(config)
             finished.add(name)
-    paths = [table.parts.part(c.part) for c in commits.values() if c.rows]
-    size = sum(i.size for i in paths[0].fs.get_file_info([p.path for p in paths])) if paths else 0
+    places = [table.parts.part(c.part) for c in commits.values() if c.rows]
+    sizes = {i.path: i.size for i in places[0].parent.listing()} if places else {}
+    size = sum(sizes[place.path] for place in places)
     return _State(commits, snapshot, size, left, frozenset(finished))
 
 
@@ -120,7 +127,7 @@ def _encoding(config: Config, table: Table, state: _State, on: Cluster) -> Encod
     plan = plan_embedding(on, device, compute.batch_size, compute.encoders, compute.encoder_gpus)
     _log.info("plan: loading the encoders in %d processes", plan.encoders)
     return probe_encoders(
-        *(missing, [absolute(spec) for spec in config.embed.encoders], plan, on),
+        *(missing, encoders(config), plan, on),
         precision=config.embed.precision,
         max_pixels=config.embed.max_pixels,
     )
@@ -153,7 +160,7 @@ def _layout(config: Config, pool: PoolSize, state: _State, on: Cluster) -> Layou
         costs.value_bytes(config.score.columns),
     )
     key = key_of(state.snapshot) if state.snapshot else "SNAPSHOT"
-    workspace = Workspace(config.workspace)
+    workspace = workspace_of(config)
     columns = config.score.columns
     layout = score.layout_at(workspace, key, spreading, on.cpus, compute.scratch, columns)
     return score.on_gpus(layout, config)
@@ -191,7 +198,7 @@ def _laid_out(layout: Layout) -> bool:
 
 def _check_disk(config: Config, pool: PoolSize, state: _State, layout: Layout | None) -> None:
     """`ValueError` where the workspace or the scratch folder has too little room."""
-    method, root = config.score.build(), Workspace(config.workspace).root
+    method, root = config.score.build(), workspace_of(config).root
     k, n = resolve_budget(config.select.budget, pool.rows), pool.rows
     needs = {
         "embeddings": costs.embedding_bytes(

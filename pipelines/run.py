@@ -1,18 +1,23 @@
-"""The whole chain: embed, signals where a method needs them, score, select, export, evaluate.
-Finished stages are not repeated."""
+"""The whole chain: an encoder where it learns from the pool, embed, signals where a method needs
+them, score, select, export, evaluate. Finished stages are not repeated."""
 
 from typing import Any
 
 from coreset_ray.config import Config
 from coreset_ray.distributed.session import session
-from pipelines import embed, evaluate, export, select_coreset
+from coreset_ray.distributed.shared import check_shared
+from pipelines import embed, evaluate, export, pretrain, select_coreset
+from pipelines.inputs import workspace_of
 
 
 def run(config: Config) -> dict[str, Any]:
     """Runs every stage; returns where things lie and the report, if there is one."""
     if config.evaluate is not None:
         evaluate.check(config)  # before hours are spent on the way there
-    with session(config.compute.address):
+    with session(config.compute.address):  # each stage waits for the nodes that it uses
+        check_shared(workspace_of(config).root)
+        if config.pretrain is not None:
+            pretrain.run(config)
         snapshot = embed.run(config)
         select_coreset.make(config)
         export.run(config)

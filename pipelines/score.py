@@ -11,12 +11,22 @@ from coreset_ray.core.method import PerSample, Sampled
 from coreset_ray.distributed.blocks import PoolFiles, signals_of
 from coreset_ray.distributed.score import Layout, rounding, score_draws, score_rows
 from coreset_ray.distributed.session import choose_device, cluster, session
+from coreset_ray.distributed.shared import check_shared
 from coreset_ray.io.embedding_parts import width_of
 from coreset_ray.io.ledger import Ledger
 from coreset_ray.io.tables import PartedTable
 from coreset_ray.io.workspace import Stage, Workspace
+from coreset_ray.telemetry.run import as_stage
 from coreset_ray.version import __version__
-from pipelines.inputs import NotReady, filled, key_of, pool_table, scratch_root
+from pipelines.inputs import (
+    NotReady,
+    filled,
+    key_of,
+    nothing_to_do,
+    pool_table,
+    scratch_root,
+    workspace_of,
+)
 from pipelines.report import noise_table, rounding_line
 from pipelines.signals import signal_folders, signal_stages
 
@@ -32,21 +42,23 @@ def stage_of(config: Config) -> tuple[Stage, dict[str, Any]]:
         content.append(config.score.until.model_dump())
     content += _rounding(config)
     content += [signal_stages(config, method.needs)] if signals_of(method.needs) else []
-    stage = Workspace(config.workspace).stage("scores", config.score.method, fingerprint(content))
+    stage = workspace_of(config).stage("scores", config.score.method, fingerprint(content))
     return stage, snapshot
 
 
+@as_stage("score")
 def run(config: Config) -> dict[str, Any]:
     """Scores the pool; returns the stage's record and the report of its stability."""
     stage, snapshot = stage_of(config)
     if (record := stage.done()) is not None:
-        _log.info("score: nothing to do, %s is finished", stage.folder.uri)
+        nothing_to_do(stage)
         return _told(record)
     method = config.score.build()
     parts = filled(snapshot)
     start = time.monotonic()
     table = pool_table(config).parts
-    with session(config.compute.address):
+    with session(config.compute.address, config.compute.wait_for):
+        check_shared(workspace_of(config).root)
         if isinstance(method, PerSample):
             files = PoolFiles(table.folder.uri, signal_folders(config, method.needs))
             outcome = score_rows(method, config.score.seed, files, list(parts), stage.folder)
@@ -108,7 +120,7 @@ def ledger_of(config: Config, snapshot: dict[str, Any]) -> Ledger:
     params = {k: v for k, v in vars(method).items() if k != "draws"}
     content = [key_of(snapshot), config.score.method, params, config.score.seed]
     content += _rounding(config)
-    stage = Workspace(config.workspace).stage("sums", config.score.method, fingerprint(content))
+    stage = workspace_of(config).stage("sums", config.score.method, fingerprint(content))
     return Ledger(stage.folder)
 
 
@@ -116,7 +128,7 @@ def layout_of(config: Config, snapshot: dict[str, Any]) -> Layout:
     """How many processes share the draws, and where they lay out the pool's columns."""
     compute = config.compute
     layout = layout_for(
-        *(Workspace(config.workspace), key_of(snapshot)),
+        *(workspace_of(config), key_of(snapshot)),
         *(compute.score_workers, compute.row_shards, compute.scratch, config.score.columns),
     )
     return on_gpus(layout, config)

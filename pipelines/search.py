@@ -14,10 +14,11 @@ from coreset_ray.distributed.blocks import PoolFiles
 from coreset_ray.distributed.search import Settings, Tried, try_values
 from coreset_ray.distributed.session import session
 from coreset_ray.io.tables import write_table
-from coreset_ray.io.workspace import Stage, Workspace
+from coreset_ray.io.workspace import Stage
+from coreset_ray.telemetry.run import as_stage
 from coreset_ray.version import __version__
 from pipelines import score
-from pipelines.inputs import NotReady, pool_table
+from pipelines.inputs import NotReady, nothing_to_do, pool_table, workspace_of
 from pipelines.report import curve_plot, curve_table
 from pipelines.signals import GROUPS
 from pipelines.signals import finished as signal
@@ -34,18 +35,17 @@ def stage_of(config: Config) -> tuple[Stage, dict[str, Any]]:
     content = [scores.name, signals, name, params, searched, config.select.balance]
     content += [_shares(config, record["rows"]), wanted.model_dump(exclude={"budgets"})]
     content += [config.signals.seed, config.score.seed]
-    stage = Workspace(config.workspace).stage(
-        "searches", f"{name}-{searched}", fingerprint(content)
-    )
+    stage = workspace_of(config).stage("searches", f"{name}-{searched}", fingerprint(content))
     return stage, record
 
 
+@as_stage("search")
 def run(config: Config) -> dict[str, Any]:
     """Tries each value at each budget; returns the record, with the best value for the budget
     that is selected as `value`."""
     stage, record = stage_of(config)
     if stage.done() is not None:
-        _log.info("search: nothing to do, %s is finished", stage.folder.uri)
+        nothing_to_do(stage)
         return finished(config)[1]
     name, _, searched = config.selector()
     assert searched is not None, "the caller checked"
@@ -59,13 +59,13 @@ def run(config: Config) -> dict[str, Any]:
     folders = {s: signal(config, s)[0].folder.uri for s in _signals(config)}
     balance = config.select.balance
     start = time.monotonic()
-    with session(config.compute.address):
+    with session(config.compute.address, config.compute.wait_for):
         tried = try_values(
             config.score.build(),
             partial(_rule, config),
             values,
             PoolFiles(pool_table(config).stage.folder.uri, folders),
-            (Workspace(config.workspace).root / "scores" / score.finished(config)[0].name).uri,
+            (workspace_of(config).root / "scores" / score.finished(config)[0].name).uri,
             record["parts"],
             f"{balance}.{GROUPS[balance]}" if balance else None,
             Settings(

@@ -7,22 +7,33 @@ from typing import Any
 import numpy as np
 
 from coreset_ray.config import Config, fingerprint, plain
-from coreset_ray.core.rule import Rule
 from coreset_ray.core.selection import resolve_budget
 from coreset_ray.core.stability import expected_overlap
 from coreset_ray.distributed.alone import Start, choose_alone
-from coreset_ray.distributed.blocks import PoolFiles
-from coreset_ray.distributed.choose import Ranking, Scored, choose_kept
+from coreset_ray.distributed.at_hand import FromScores
+from coreset_ray.distributed.choose import choose_kept
 from coreset_ray.distributed.session import session
-from coreset_ray.io.filesystem import Location, locate
+from coreset_ray.distributed.shared import check_shared
+from coreset_ray.io.filesystem import locate
 from coreset_ray.io.tables import matrix, read_table
-from coreset_ray.io.workspace import Stage, Workspace
+from coreset_ray.io.workspace import Stage
+from coreset_ray.telemetry.run import as_stage
 from coreset_ray.version import __version__
 from coreset_ray.versions import versions
 from pipelines import filters, score, search
 from pipelines.embed import embed
-from pipelines.inputs import NotReady, Table, filled, key_of, pool_table
-from pipelines.signals import GROUPS, signal_folders, signal_stages
+from pipelines.inputs import (
+    NotReady,
+    Table,
+    filled,
+    key_of,
+    nothing_to_do,
+    pool_table,
+    uri_of,
+    workspace_of,
+)
+from pipelines.select_source import source_of
+from pipelines.signals import GROUPS, signal_stages
 from pipelines.signals import finished as signal
 from pipelines.signals import make as make_signals
 
@@ -50,7 +61,7 @@ def stage_of(config: Config) -> tuple[Stage, dict[str, Any]]:
             "snapshot": key_of(snapshot),
         }
         inputs, content = {"signals": signal_stages(config, needs)}, [key_of(snapshot)]
-        inputs |= _start_told(config)
+    inputs |= _start_told(config)
     k = resolve_budget(config.select.budget, record["rows"])
     if k == 0:
         raise ValueError(
@@ -66,8 +77,8 @@ def stage_of(config: Config) -> tuple[Stage, dict[str, Any]]:
     content += [sorted(inputs["filters"])] if config.select.filters else []
     if told["method"] != "top" or told["balance"]:
         content += [told, inputs.get("signals"), config.score.seed]
-        content += [inputs[name] for name in ("keep", "target", "partitions") if name in inputs]
-    stage = Workspace(config.workspace).stage("selections", config.name, fingerprint(content))
+    content += [inputs[name] for name in ("keep", "target", "partitions") if name in inputs]
+    stage = workspace_of(config).stage("selections", config.name, fingerprint(content))
     return stage, record | {"kept": k, "inputs": inputs, "select": told}
 
 
@@ -92,32 +103,62 @@ def _told(config: Config, inputs: dict[str, Any]) -> dict[str, Any]:
 def make(config: Config) -> Stage:
     """The finished selection, with the signals and scores that it reads; what is not there yet is
     made."""
-    make_signals(config)
-    if config.scores:
-        score.run(config)
+    make_inputs(config)
     run(config)
     return finished(config)[0]
 
 
-def run(config: Config) -> dict[str, Any]:
-    """Writes manifest.parquet and selection.json; returns the stage's record."""
+def make_inputs(config: Config) -> None:
+    """The signals and scores that it reads, where they are not there yet."""
+    make_signals(config)
+    if config.scores:
+        score.run(config)
+
+
+def prepare(config: Config) -> tuple[Stage, dict[str, Any]]:
+    """`stage_of` once all that it depends on beside signals and scores is there."""
     if config.selector()[2]:
         search.run(config)
     if config.select.target is not None:
         embed(config, _target(config))
     filters.run(config)
-    stage, record = stage_of(config)
+    return stage_of(config)
+
+
+@as_stage("select")
+def run(config: Config) -> dict[str, Any]:
+    """Writes manifest.parquet and selection.json; returns the stage's record."""
+    stage, record = prepare(config)
     if (done := stage.done()) is not None:
-        _log.info("select: nothing to do, %s is finished", stage.folder.uri)
+        nothing_to_do(stage)
         return done
-    manifest, workspace = stage.folder / "manifest.parquet", Workspace(config.workspace)
-    start = time.monotonic()
-    selector = config.select.build(record["select"]["method"], record["select"]["params"])
-    with session(config.compute.address):
-        if isinstance(selector, Rule):
-            choose_by_rule(config.score.build(), selector, record, workspace, manifest)
+    manifest, start = stage.folder / "manifest.parquet", time.monotonic()
+    with session(config.compute.address, config.compute.wait_for.cpus_alone):
+        check_shared(workspace_of(config).root)
+        source = source_of(config, record)
+        if isinstance(source, FromScores):
+            choose_kept(
+                *(source.ranking, source.parts, source.span, record["kept"], manifest),
+                kept=_kept(config),
+            )
         else:
-            _choose_alone(config, selector, record, manifest)
+            balance = record["select"]["balance"]
+            choose_alone(
+                *(source.method, source.seed, source.files, dict(source.parts)),
+                *(record["kept"], manifest),
+                group=source.group,
+                groups=balance["groups"] if balance else 1,
+                start=Start(_kept(config), _target_rows(config)),
+                partitions=config.select.partitions,
+            )
+    return publish(config, stage, record, {"seconds": round(time.monotonic() - start, 2)})
+
+
+def publish(
+    config: Config, stage: Stage, record: dict[str, Any], spent: dict[str, Any]
+) -> dict[str, Any]:
+    """Writes selection.json beside the manifest, and the stage's record. spent: what goes there of
+    the time and memory that it took."""
     selection: dict[str, Any] = {
         "name": config.name,
         "manifest": "manifest.parquet",
@@ -137,51 +178,18 @@ def run(config: Config) -> dict[str, Any]:
             "by_chance": fraction,
         }
     (stage.folder / "selection.json").write_json(selection)
-    _log.info("select: kept %d of %d, in %s", record["kept"], record["rows"], manifest.uri)
-    seconds = round(time.monotonic() - start, 2)
-    return stage.finish({"kept": record["kept"], "pool": record["rows"], "seconds": seconds})
+    uri = (stage.folder / "manifest.parquet").uri
+    _log.info("select: kept %d of %d, in %s", record["kept"], record["rows"], uri)
+    return stage.finish({"kept": record["kept"], "pool": record["rows"], **spent})
 
 
-def choose_by_rule(
-    method: Any, rule: Rule, record: dict[str, Any], workspace: Workspace, manifest: Location
-) -> None:
-    """Writes the manifest of a scored pool. record: of the scores, with `inputs`, `kept` and
-    `select` as in `stage_of`."""
-    balance, scores = record["select"]["balance"], record["inputs"]["scores"]
-    left_out = record["inputs"].get("filters", {})
-    parts = []
-    for part in record["parts"]:
-        place, group = workspace.root / "scores" / scores / f"part-{part}.parquet", None
-        if balance:
-            told = workspace.root / "signals" / balance["stage"] / f"part-{part}.parquet"
-            group = told.uri, balance["column"]
-        dropped = [f"{workspace.root.uri}/filters/{f}/part-{part}.parquet" for f in left_out]
-        parts.append(Scored(place.uri, group, tuple(dropped)))
-    ranking = Ranking(method, rule, record["seed"], balance["groups"] if balance else 1)
-    choose_kept(ranking, parts, (record["lowest"], record["highest"]), record["kept"], manifest)
-
-
-def _choose_alone(config: Config, method: Any, record: dict[str, Any], manifest: Location) -> None:
-    """Writes the manifest of a method that selects by itself. record: as in `stage_of`."""
-    balance, needs = record["select"]["balance"], [*method.needs]
-    group = f"{balance['signal']}.{balance['column']}" if balance else None
-    folders = signal_folders(config, needs + ([group] if group else []))
-    target = None
-    if config.select.target is not None:
-        table = _target(config)
-        parts = [table.parts.part(part) for part in filled(table.snapshot())]
-        target = np.concatenate([matrix(read_table(p, ["embedding"])["embedding"]) for p in parts])
-    root = Workspace(config.workspace).root
-    left_out = tuple((root / "filters" / f).uri for f in record["inputs"].get("filters", {}))
-    files = PoolFiles(pool_table(config).stage.folder.uri, folders, left_out)
-    choose_alone(
-        *(method, config.score.seed, files),
-        *(record["parts"], record["kept"], manifest),
-        group=group,
-        groups=balance["groups"] if balance else 1,
-        start=Start(_kept(config), target),
-        partitions=config.select.partitions,
-    )
+def _target_rows(config: Config) -> np.ndarray | None:
+    """The embeddings of the target set, (t, m), where there is one."""
+    if config.select.target is None:
+        return None
+    table = _target(config)
+    parts = [table.parts.part(part) for part in filled(table.snapshot())]
+    return np.concatenate([matrix(read_table(p, ["embedding"])["embedding"]) for p in parts])
 
 
 def _target(config: Config) -> Table:
@@ -194,7 +202,7 @@ def _kept(config: Config) -> tuple[str, ...]:
     """The images that are chosen already, in their order."""
     if config.select.keep is None:
         return ()
-    place = locate(config.select.keep)
+    place = locate(uri_of(config, config.select.keep))
     if not place.exists():
         raise ValueError(
             f"select.keep={config.select.keep!r} does not exist: give a manifest.parquet"

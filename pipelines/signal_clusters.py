@@ -9,10 +9,10 @@ from coreset_ray.clustering.kmeans_fit import Clustering
 from coreset_ray.config import Config, fingerprint
 from coreset_ray.distributed.kmeans import find_clusters
 from coreset_ray.distributed.session import choose_device, cluster, session
-from coreset_ray.io.workspace import Stage, Workspace
-from coreset_ray.version import __version__
+from coreset_ray.io.workspace import Stage
+from coreset_ray.telemetry.run import as_stage
 from pipelines import classes
-from pipelines.inputs import filled, key_of, pool_table
+from pipelines.inputs import filled, finish_signal, key_of, nothing_to_do, pool_table, workspace_of
 
 _log = logging.getLogger(__name__)
 
@@ -26,9 +26,10 @@ def stage_of(config: Config) -> tuple[Stage, dict[str, Any], Clustering]:
         seed=config.signals.seed,
     )
     content = fingerprint([key_of(snapshot), clustering])
-    return Workspace(config.workspace).stage("signals", "clusters", content), snapshot, clustering
+    return workspace_of(config).stage("signals", "clusters", content), snapshot, clustering
 
 
+@as_stage("clusters")
 def run(config: Config) -> dict[str, Any]:
     """Writes the clusters if they are not there yet; returns their record."""
     if config.signals.clusters.count is None:
@@ -40,10 +41,10 @@ def write(
     config: Config, stage: Stage, snapshot: dict[str, Any], wanted: Clustering
 ) -> dict[str, Any]:
     if (record := stage.done()) is not None:
-        _log.info("clusters: nothing to do, %s is finished", stage.folder.uri)
+        nothing_to_do(stage)
         return record
     parts, start = filled(snapshot), time.monotonic()
-    with session(config.compute.address):
+    with session(config.compute.address, config.compute.wait_for):
         on = cluster()
         gpu = choose_device(config.compute.device) == "cuda" and on.gpus >= 1
         facts = find_clusters(
@@ -56,15 +57,11 @@ def write(
         "clusters: %d of %d images in %.1f s, in %s",
         *(wanted.count, snapshot["rows"], seconds, stage.folder.uri),
     )
-    return stage.finish(
+    return finish_signal(
+        *(stage, snapshot, seconds),
         {
-            "snapshot": key_of(snapshot),
-            "table": snapshot["table"],
-            "parts": parts,
             "made_of": classes.made_of(config) if config.signals.clusters.count is None else [],
             **asdict(wanted),
             **facts,
-            "seconds": seconds,
-            "version": __version__,
-        }
+        },
     )

@@ -11,10 +11,18 @@ from coreset_ray.distributed.dynamics import record_dynamics
 from coreset_ray.distributed.export import locate_members
 from coreset_ray.distributed.session import choose_device, session
 from coreset_ray.io.tables import read_table
-from coreset_ray.io.workspace import Stage, Workspace
-from coreset_ray.version import __version__
+from coreset_ray.io.workspace import Stage
+from coreset_ray.telemetry.run import as_stage
 from pipelines import signal_pseudo_labels
-from pipelines.inputs import filled, key_of, pool_table, scratch_of
+from pipelines.inputs import (
+    filled,
+    finish_signal,
+    key_of,
+    nothing_to_do,
+    pool_table,
+    scratch_of,
+    workspace_of,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -26,20 +34,21 @@ def stage_of(config: Config) -> tuple[Stage, dict[str, Any], dict[str, Any]]:
     stage, labels = signal_pseudo_labels.finished(config)
     told = config.signals.dynamics
     content = fingerprint([stage.name, told.proxy, told.recipe(), config.signals.seed])
-    found = Workspace(config.workspace).stage("signals", "dynamics", content)
+    found = workspace_of(config).stage("signals", "dynamics", content)
     return found, snapshot, labels | {"folder": stage.folder}
 
 
+@as_stage("dynamics")
 def run(config: Config) -> dict[str, Any]:
     """Writes the dynamics, and the pseudo-labels before them, if they are not there yet; returns
     their record."""
     signal_pseudo_labels.run(config)
     stage, snapshot, labels = stage_of(config)
     if (record := stage.done()) is not None:
-        _log.info("dynamics: nothing to do, %s is finished", stage.folder.uri)
+        nothing_to_do(stage)
         return record
     told, parts, start = config.signals.dynamics, filled(snapshot), time.monotonic()
-    with session(config.compute.address):
+    with session(config.compute.address, config.compute.wait_for):
         facts = record_dynamics(
             *(pool_table(config).parts, parts, labels["folder"], stage.folder),
             proxy=told.recipe(),
@@ -59,18 +68,14 @@ def run(config: Config) -> dict[str, Any]:
         *(facts["epochs"], told.proxy, snapshot["rows"], seconds, facts["accuracy"]),
         stage.folder.uri,
     )
-    return stage.finish(
+    return finish_signal(
+        *(stage, snapshot, seconds),
         {
-            "snapshot": key_of(snapshot),
-            "table": snapshot["table"],
-            "parts": parts,
             "made_of": [labels["folder"].path.rsplit("/", 1)[1]],
             **facts,
             "proxy": told.proxy,
             "recipe": vars(told.recipe()),
-            "seconds": seconds,
-            "version": __version__,
-        }
+        },
     )
 
 

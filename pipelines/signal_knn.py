@@ -9,9 +9,9 @@ from coreset_ray.config import Config, fingerprint
 from coreset_ray.distributed.neighbors import Search, find_neighbors
 from coreset_ray.distributed.session import choose_device, cluster, session
 from coreset_ray.io.embedding_parts import width_of
-from coreset_ray.io.workspace import Stage, Workspace
-from coreset_ray.version import __version__
-from pipelines.inputs import filled, key_of, pool_table
+from coreset_ray.io.workspace import Stage
+from coreset_ray.telemetry.run import as_stage
+from pipelines.inputs import filled, finish_signal, key_of, nothing_to_do, pool_table, workspace_of
 
 _log = logging.getLogger(__name__)
 
@@ -34,17 +34,18 @@ def stage_of(config: Config) -> tuple[Stage, dict[str, Any], Search]:
     inverted = (wanted.lists, wanted.probes) if kind != "flat" else (1, 1)
     search = Search(wanted.k, width_of(table.parts, next(iter(parts))), kind, *inverted)
     content = fingerprint([key_of(snapshot), search])
-    return Workspace(config.workspace).stage("signals", "knn", content), snapshot, search
+    return workspace_of(config).stage("signals", "knn", content), snapshot, search
 
 
+@as_stage("knn")
 def run(config: Config) -> dict[str, Any]:
     """Writes the neighbours if they are not there yet; returns their record."""
     stage, snapshot, search = stage_of(config)
     if (record := stage.done()) is not None:
-        _log.info("signals: nothing to do, %s is finished", stage.folder.uri)
+        nothing_to_do(stage)
         return record
     parts, start = filled(snapshot), time.monotonic()
-    with session(config.compute.address):
+    with session(config.compute.address, config.compute.wait_for):
         on = cluster()
         gpu = choose_device(config.compute.device) == "cuda" and on.gpus >= 1
         facts = find_neighbors(
@@ -54,24 +55,16 @@ def run(config: Config) -> dict[str, Any]:
         )
     seconds = round(time.monotonic() - start, 2)
     _log.info(
-        "signals: %d neighbours of %d images in %.1f s, recall %.3f, in %s",
+        "knn: %d neighbours of %d images in %.1f s, recall %.3f, in %s",
         *(search.k, snapshot["rows"], seconds, facts["recall"], stage.folder.uri),
     )
     if facts["recall"] < _ENOUGH:
         _log.warning(
-            "signals: the index finds %.1f%% of the true neighbours on a sample; raise "
+            "knn: the index finds %.1f%% of the true neighbours on a sample; raise "
             "signals.knn.probes, or set signals.knn.index=flat",
             100 * facts["recall"],
         )
-    return stage.finish(
-        {
-            "snapshot": key_of(snapshot),
-            "table": snapshot["table"],
-            "parts": parts,
-            "made_of": [],
-            **vars(search),
-            **facts,
-            "seconds": seconds,
-            "version": __version__,
-        }
+    return finish_signal(
+        *(stage, snapshot, seconds),
+        {"made_of": [], **vars(search), **facts},
     )

@@ -9,11 +9,18 @@ from coreset_ray.distributed.embed import plan_embedding
 from coreset_ray.distributed.patterns import find_patterns
 from coreset_ray.distributed.session import choose_device, cluster, session
 from coreset_ray.io.tables import part_name
-from coreset_ray.io.workspace import Stage, Workspace
-from coreset_ray.models.encoders import describe
-from coreset_ray.models.spec import absolute
-from coreset_ray.version import __version__
-from pipelines.inputs import filled, key_of, pool_table
+from coreset_ray.io.workspace import Stage
+from coreset_ray.telemetry.run import as_stage
+from pipelines.inputs import (
+    describe_encoder,
+    encoder_of,
+    filled,
+    finish_signal,
+    key_of,
+    nothing_to_do,
+    pool_table,
+    workspace_of,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -21,27 +28,30 @@ _log = logging.getLogger(__name__)
 def stage_of(config: Config) -> tuple[Stage, dict[str, Any]]:
     """Where this configuration's patterns lie, and the snapshot they are of."""
     snapshot, told = pool_table(config).snapshot(), config.signals.patterns
-    content = fingerprint([key_of(snapshot), describe(told.encoder), told.block, told.count])
-    return Workspace(config.workspace).stage("signals", "patterns", content), snapshot
+    content = fingerprint(
+        [key_of(snapshot), describe_encoder(config, told.encoder), told.block, told.count]
+    )
+    return workspace_of(config).stage("signals", "patterns", content), snapshot
 
 
+@as_stage("patterns")
 def run(config: Config) -> dict[str, Any]:
     """Writes the patterns if they are not there yet; returns their record."""
     stage, snapshot = stage_of(config)
     if (record := stage.done()) is not None:
-        _log.info("patterns: nothing to do, %s is finished", stage.folder.uri)
+        nothing_to_do(stage)
         return record
     told, compute, start = config.signals.patterns, config.compute, time.monotonic()
     table, parts = pool_table(config), filled(snapshot)
     shards = {part_name(shard): shard for shard in table.shards}
-    with session(compute.address):
+    with session(compute.address, compute.wait_for):
         device = choose_device(compute.device)
         plan = plan_embedding(
             *(cluster(), device, compute.batch_size, compute.encoders, compute.encoder_gpus)
         )
         find_patterns(
             *(table.parts, {part: shards[part] for part in parts}, stage.folder),
-            encoder=absolute(told.encoder),
+            encoder=encoder_of(config, told.encoder),
             block=told.block,
             count=told.count,
             max_pixels=config.embed.max_pixels,
@@ -52,17 +62,13 @@ def run(config: Config) -> dict[str, Any]:
         "patterns: %d of each of %d images in %.1f s, in %s",
         *(told.count, snapshot["rows"], seconds, stage.folder.uri),
     )
-    return stage.finish(
+    return finish_signal(
+        *(stage, snapshot, seconds),
         {
-            "snapshot": key_of(snapshot),
-            "table": snapshot["table"],
-            "parts": parts,
             "made_of": [],
-            "encoder": describe(told.encoder),
+            "encoder": describe_encoder(config, told.encoder),
             "block": told.block,
             "count": told.count,
             "device": device,
-            "seconds": seconds,
-            "version": __version__,
-        }
+        },
     )

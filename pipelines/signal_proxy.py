@@ -7,10 +7,18 @@ from typing import Any
 from coreset_ray.config import Config, fingerprint
 from coreset_ray.distributed.proxy import train_proxy
 from coreset_ray.distributed.session import choose_device, session
-from coreset_ray.io.workspace import Stage, Workspace
-from coreset_ray.version import __version__
+from coreset_ray.io.workspace import Stage
+from coreset_ray.telemetry.run import as_stage
 from pipelines import signal_pseudo_labels
-from pipelines.inputs import filled, key_of, pool_table, scratch_of
+from pipelines.inputs import (
+    filled,
+    finish_signal,
+    key_of,
+    nothing_to_do,
+    pool_table,
+    scratch_of,
+    workspace_of,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -22,19 +30,20 @@ def stage_of(config: Config) -> tuple[Stage, dict[str, Any], dict[str, Any]]:
     stage, labels = signal_pseudo_labels.finished(config)
     told = config.signals.proxy
     content = fingerprint([stage.name, told.runs, told.recipe(), config.signals.seed])
-    found = Workspace(config.workspace).stage("signals", "proxy", content)
+    found = workspace_of(config).stage("signals", "proxy", content)
     return found, snapshot, labels | {"folder": stage.folder}
 
 
+@as_stage("proxy")
 def run(config: Config) -> dict[str, Any]:
     """Writes it, and the labels before it, if it is not there yet; returns its record."""
     signal_pseudo_labels.run(config)
     stage, snapshot, labels = stage_of(config)
     if (record := stage.done()) is not None:
-        _log.info("proxy: nothing to do, %s is finished", stage.folder.uri)
+        nothing_to_do(stage)
         return record
     told, parts, start = config.signals.proxy, filled(snapshot), time.monotonic()
-    with session(config.compute.address):
+    with session(config.compute.address, config.compute.wait_for):
         facts = train_proxy(
             *(pool_table(config).parts, parts, labels["folder"], stage.folder),
             recipe=told.recipe(),
@@ -53,15 +62,11 @@ def run(config: Config) -> dict[str, Any]:
         *(told.runs, facts["epochs"], snapshot["rows"], seconds, facts["accuracy"]),
         stage.folder.uri,
     )
-    return stage.finish(
+    return finish_signal(
+        *(stage, snapshot, seconds),
         {
-            "snapshot": key_of(snapshot),
-            "table": snapshot["table"],
-            "parts": parts,
             "made_of": [labels["folder"].path.rsplit("/", 1)[1]],
             **facts,
             "recipe": vars(told.recipe()),
-            "seconds": seconds,
-            "version": __version__,
-        }
+        },
     )

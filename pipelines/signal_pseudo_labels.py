@@ -18,10 +18,20 @@ from coreset_ray.distributed.relabel import labels_of_clusters
 from coreset_ray.distributed.session import choose_device, session
 from coreset_ray.io.labels import attach_labels, label_mark
 from coreset_ray.io.tables import part_name, read_table
-from coreset_ray.io.workspace import Stage, Workspace
-from coreset_ray.version import __version__
+from coreset_ray.io.workspace import Stage
+from coreset_ray.telemetry.run import as_stage
 from pipelines import classes, signal_clusters, signal_knn
-from pipelines.inputs import NotReady, filled, key_of, pool_table, scratch_of
+from pipelines.inputs import (
+    NotReady,
+    filled,
+    finish_signal,
+    key_of,
+    nothing_to_do,
+    pool_table,
+    scratch_of,
+    uri_of,
+    workspace_of,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -37,31 +47,33 @@ def stage_of(config: Config) -> tuple[Stage, dict[str, Any], Wanted]:
     wanted: Wanted
     if told.labels != "pseudo":
         # Labels lie outside what was embedded: a part's name tells when its shard changed.
-        mark = [label_mark(told.labels, SETTING), list(filled(snapshot))]
+        source = uri_of(config, told.labels)
+        mark = [label_mark(source, SETTING), list(filled(snapshot))]
         content = fingerprint(["given", key_of(snapshot), told.labels, mark])
-        found = Workspace(config.workspace).stage("signals", "pseudo_labels", content)
-        return found, snapshot, GivenLabels(told.labels)
+        found = workspace_of(config).stage("signals", "pseudo_labels", content)
+        return found, snapshot, GivenLabels(source)
     if told.pseudo_labels.clustering == "kmeans":
         stage, _, wanted = signal_clusters.stage_of(_as_clusters(config))
     else:
         stage = signal_knn.stage_of(config)[0]
         wanted = told.pseudo_labels.heads(classes.count(config), told.seed)
     content = fingerprint([told.pseudo_labels.clustering, stage.name, asdict(wanted)])
-    found = Workspace(config.workspace).stage("signals", "pseudo_labels", content)
+    found = workspace_of(config).stage("signals", "pseudo_labels", content)
     return found, snapshot, wanted
 
 
+@as_stage("pseudo_labels")
 def run(config: Config) -> dict[str, Any]:
     """Writes the pseudo-labels, and what they are made of before them, if they are not there yet;
     returns their record and, where true labels are named, the report of how far they agree."""
     _make_before(config)
     stage, snapshot, wanted = stage_of(config)
     if (record := stage.done()) is not None:
-        _log.info("pseudo_labels: nothing to do, %s is finished", stage.folder.uri)
+        nothing_to_do(stage)
         _check_classes(config, record["classes"])
         return record | _diagnosis(config, stage, record)
     start = time.monotonic()
-    with session(config.compute.address):
+    with session(config.compute.address, config.compute.wait_for):
         facts = _write(config, stage, snapshot, wanted)
     seconds = round(time.monotonic() - start, 2)
     count = _count(wanted, facts)
@@ -70,18 +82,9 @@ def run(config: Config) -> dict[str, Any]:
         "pseudo_labels: %d classes of %d images, %s, in %.1f s, in %s",
         *(count, snapshot["rows"], kind, seconds, stage.folder.uri),
     )
-    record = stage.finish(
-        {
-            "snapshot": key_of(snapshot),
-            "table": snapshot["table"],
-            "parts": filled(snapshot),
-            "clustering": kind,
-            "settings": asdict(wanted),
-            **facts,
-            "classes": count,
-            "seconds": seconds,
-            "version": __version__,
-        }
+    record = finish_signal(
+        *(stage, snapshot, seconds),
+        {"clustering": kind, "settings": asdict(wanted), **facts, "classes": count},
     )
     _check_classes(config, count)
     return record | _diagnosis(config, stage, record)
@@ -162,8 +165,9 @@ def _diagnosis(config: Config, stage: Stage, record: dict[str, Any]) -> dict[str
         if sum(map(len, rows)) >= _DIAGNOSED:
             break
     shards = {shard.name: shard for shard in table.shards}
-    with session(config.compute.address):
-        true = attach_labels(locate_members(shards, pa.concat_tables(rows)), source)
+    with session(config.compute.address, config.compute.wait_for):
+        images = locate_members(shards, pa.concat_tables(rows))
+        true = attach_labels(images, uri_of(config, source))
     own = pa.concat_tables(own).rename_columns(["uid", "pseudo"])
     both = own.join(true.select(["uid", "label"]), "uid")
     codes = both["label"].combine_chunks().dictionary_encode().indices.to_numpy()

@@ -11,7 +11,8 @@ from typing import Any
 from coreset_ray.config import Config
 from coreset_ray.distributed.blocks import signals_of
 from coreset_ray.distributed.session import session
-from coreset_ray.io.workspace import Stage, Workspace
+from coreset_ray.distributed.shared import check_shared
+from coreset_ray.io.workspace import Stage
 from pipelines import (
     signal_clusters,
     signal_dynamics,
@@ -20,7 +21,7 @@ from pipelines import (
     signal_proxy,
     signal_pseudo_labels,
 )
-from pipelines.inputs import NotReady
+from pipelines.inputs import NotReady, workspace_of
 
 SIGNALS: dict[str, ModuleType] = {
     "knn": signal_knn,
@@ -40,7 +41,8 @@ def run(config: Config, only: Sequence[str] = ()) -> dict[str, Any]:
     for name in only:
         if name not in SIGNALS:
             raise ValueError(f"signal {name!r} does not exist: there are {', '.join(SIGNALS)}")
-    with session(config.compute.address):
+    with session(config.compute.address):  # each stage waits for the nodes that it uses
+        check_shared(workspace_of(config).root)
         names = only or [name for name in SIGNALS if name not in ASKED]
         records = {name: SIGNALS[name].run(config) for name in names}
     told = [record["report"] for record in records.values() if record.get("report")]
@@ -92,7 +94,7 @@ def signal_folders(config: Config, needs: Sequence[str]) -> dict[str, str]:
 def seconds(config: Config, names: Sequence[str]) -> float | None:
     """Wall time of these stages and of all that they are made of, each counted once; None where
     a record does not say."""
-    folder, spent, waiting = Workspace(config.workspace).root / "signals", {}, list(names)
+    folder, spent, waiting = workspace_of(config).root / "signals", {}, list(names)
     while waiting:
         name = waiting.pop()
         if name in spent:

@@ -6,8 +6,10 @@ import tempfile
 from typing import Any
 
 from coreset_ray import catalog
+from coreset_ray.config import WaitConfig
 from coreset_ray.core.method import Sampled
 from coreset_ray.core.rule import Rule
+from coreset_ray.distributed.choose import choose_kept
 from coreset_ray.distributed.replay import examine, replay
 from coreset_ray.distributed.session import session
 from coreset_ray.io.filesystem import Location, locate
@@ -15,7 +17,7 @@ from coreset_ray.io.ledger import Chunk, Ledger, missing
 from coreset_ray.io.tables import PartedTable, read_table
 from coreset_ray.io.workspace import Workspace
 from pipelines.score import layout_for
-from pipelines.select_coreset import choose_by_rule
+from pipelines.select_source import scored
 
 _log = logging.getLogger(__name__)
 
@@ -39,7 +41,7 @@ def run(selection: str, chunks: int = 3, seed: int | None = None) -> dict[str, A
             "WORKSPACE/selections/NAME"
         )
     told = (folder / "selection.json").read_json()
-    workspace = Workspace(Location(folder.fs, folder.path.rsplit("/", 2)[0]).uri)
+    workspace = Workspace(folder.parent.parent.uri)
     if "scores" not in told["inputs"]:
         raise ValueError(
             f"{selection!r} was chosen by {told['select']['method']!r}, which reads no scores: "
@@ -48,7 +50,7 @@ def run(selection: str, chunks: int = 3, seed: int | None = None) -> dict[str, A
     scores = workspace.root / "scores" / told["inputs"]["scores"]
     record = (scores / "done.json").read_json()
     method = catalog.build(record["method"], record["params"], "params")
-    with session(None):
+    with session(None, WaitConfig()):
         checked = {}
         if isinstance(method, Sampled):
             checked = _check_draws(method, record, workspace, scores, chunks, seed)
@@ -118,7 +120,8 @@ def _check_manifest(
     with tempfile.TemporaryDirectory() as scratch:
         again = locate(scratch) / "manifest.parquet"
         whole = record | {"inputs": told["inputs"], "kept": told["kept"], "select": select}
-        choose_by_rule(method, rule, whole, workspace, again)
+        source = scored(method, rule, whole, workspace)
+        choose_kept(source.ranking, source.parts, source.span, told["kept"], again)
         if not read_table(again).equals(read_table(folder / told["manifest"])):
             raise Mismatch(
                 f"{folder.uri}: the manifest is not the {told['kept']} that {select['method']!r} "

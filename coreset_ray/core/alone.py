@@ -1,5 +1,8 @@
 """Runs a method that selects by itself, without scores: over the whole pool or in each group."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 
 from coreset_ray.core.greedy import Greedy, greedy_rows
@@ -7,7 +10,7 @@ from coreset_ray.core.pool import Pool
 from coreset_ray.core.random import check_seed
 from coreset_ray.core.rule import shares
 from coreset_ray.core.selection import Selection, resolve_budget
-from coreset_ray.core.whole_set import Choice, Given, WholeSet, choose_whole
+from coreset_ray.core.whole_set import Given, WholeSet, choose_whole
 
 Alone = Greedy | WholeSet
 
@@ -31,29 +34,69 @@ def select_alone(
     again; target: (t, m), images that the choice should resemble; partitions: of a method that
     needs all rows, see `choose_whole`.
     """
+    start: dict[str, Any] = {"group": group, "kept": kept, "target": target}
+    return select_budgets(method, pool, [budget], seed, partitions=partitions, **start)[0]
+
+
+def select_budgets(
+    method: Alone,
+    pool: Pool,
+    budgets: Sequence[int | float],
+    seed: int,
+    *,
+    group: np.ndarray | None = None,
+    kept: np.ndarray | None = None,
+    target: np.ndarray | None = None,
+    partitions: int = 1,
+) -> list[Selection]:
+    """What `select_alone` gives at each of these budgets: by one run at the largest where the
+    method is `in_one_go`, else by one for each."""
     check_seed(seed)
     before = check_kept(kept, len(pool))
     check_target(method, target, pool)
-    k = resolve_budget(budget, len(pool))
+    ks = [resolve_budget(budget, len(pool)) for budget in budgets]
     groups = np.zeros(len(pool), np.int64) if group is None else np.asarray(group)
     free = ~np.isin(np.arange(len(pool)), before) & (groups >= 0)
-    check_room(k, int(free.sum()), len(before))
-    found = []
-    for g, share in enumerate(shares(k, np.bincount(groups[free]))):
-        number, own = np.flatnonzero(groups == g), before[groups[before] == g]
-        if not share:
-            continue
-        if isinstance(method, Greedy):
-            picked = greedy_rows(method, pool, number, int(share), seed, kept=own)
-            ones = np.ones(len(picked.number))
-            found.append(Choice(picked.number, picked.gain, ones))
-        else:
-            given = Given(own, target)
-            found.append(choose_whole(method, pool, number, int(share), seed, given, partitions))
-    return in_turns(found)
+    for k in ks:
+        check_room(k, int(free.sum()), len(before))
+    sizes = np.bincount(groups[free])
+    wanted = np.array([shares(k, sizes) for k in ks]).reshape(len(ks), len(sizes))
+    once = in_one_go(method) and partitions == 1
+    found: list[list[Selection]] = [[] for _ in ks]
+    for g, of_budgets in enumerate(wanted.T.tolist()):
+        number, given = np.flatnonzero(groups == g), Given(before[groups[before] == g], target)
+        made: dict[int, Selection] = {}
+        for share in sorted({*of_budgets} - {0}, reverse=True):
+            if made and once:
+                made[share] = made[max(made)].first(share)
+            else:
+                made[share] = _of_group(method, pool, number, share, seed, given, partitions)
+        for place, share in enumerate(of_budgets):
+            found[place] += [made[share]] if share else []
+    return [in_turns(some) for some in found]
 
 
-def in_turns(found: list[Choice]) -> Selection:
+def in_one_go(method: Alone) -> bool:
+    """Whether a larger budget's choice begins with a smaller one's, gains and weights included."""
+    return isinstance(method, Greedy) or (method.nested and not method.weighs)
+
+
+def _of_group(
+    method: Alone,
+    pool: Pool,
+    number: np.ndarray,
+    share: int,
+    seed: int,
+    given: Given,
+    partitions: int,
+) -> Selection:
+    if isinstance(method, Greedy):
+        picked = greedy_rows(method, pool, number, share, seed, kept=given.kept)
+        return Selection(picked.number, picked.gain, np.ones(share))
+    return choose_whole(method, pool, number, share, seed, given, partitions)
+
+
+def in_turns(found: list[Selection]) -> Selection:
     """Each group's first, then each one's second, and so on."""
     turn = np.concatenate([np.empty(0, int), *(np.arange(len(f.rows)) for f in found)])
     order = np.argsort(turn, kind="stable")

@@ -7,7 +7,7 @@ BITS = 24  # products of two such numbers are multiples of 2⁻⁴⁸, and float
 _TILE = 4096  # rows turned to float64 at a time
 
 
-def unit_rows(embedding: np.ndarray, bits: int = BITS) -> np.ndarray:
+def grid_rows(embedding: np.ndarray, bits: int = BITS) -> np.ndarray:
     """Rows of length 1 with every entry a multiple of 2^-bits: (n, m) → (n, m) float32.
 
     Each row depends on itself alone; a row of zeros stays one. An entry is off by at most

@@ -8,9 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from coreset_ray.core.method import Method
-from coreset_ray.core.pool import Pool, uid_order
-
-_NEIGHBOR = "knn.neighbor"
+from coreset_ray.core.pool import Pool, in_uid_order
 
 
 class Filter(Method):
@@ -26,15 +24,8 @@ class Filter(Method):
 
 def dropped_by(method: Filter, pool: Pool) -> np.ndarray:
     """Which rows the filter drops, (n,) bool. pool: in any order."""
-    order = uid_order(pool.uid)
-    place = np.empty(len(pool), np.int64)
-    place[order] = np.arange(len(pool))
-    view = pool.restrict(method.needs).take(order)
-    if _NEIGHBOR in view.columns:
-        neighbor = view.columns[_NEIGHBOR]
-        found = np.where(neighbor < 0, -1, place[neighbor])
-        view = Pool(view.uid, {**view.columns, _NEIGHBOR: found})
-    return method.drop(view)[place]
+    view, _, place = in_uid_order(pool.restrict(method.needs), np.arange(len(pool)))
+    return method.drop(view)[place[:-1]]
 
 
 def left_out(filters: Sequence[Filter], pool: Pool) -> np.ndarray:

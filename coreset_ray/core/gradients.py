@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numba
 import numpy as np
 
-from coreset_ray.core.exact import BITS, dots, unit_rows
+from coreset_ray.core.exact import BITS, dots, grid_rows
+from coreset_ray.core.nearest import dot, squares
 from coreset_ray.core.pool import Pool
 
 _TILE = 4096  # rows whose sums are exact
@@ -54,7 +55,7 @@ class Gradients:
 
     def squares(self) -> np.ndarray:
         """Squared lengths, (n,) float64, as `products` has them."""
-        inner = _squares(self.residual) * _squares(self.feature)
+        inner = squares(self.residual) * squares(self.feature)
         return inner * self.length * self.length
 
     def along(self, matrix: np.ndarray) -> np.ndarray:
@@ -86,7 +87,7 @@ def gradients_of(pool: Pool, label: np.ndarray) -> Gradients:
     residual[np.arange(len(pool)), label] -= 1
     feature = np.concatenate([hidden, np.ones((len(hidden), 1), hidden.dtype)], axis=1)
     stretch = _lengths(feature)
-    return Gradients(unit_rows(residual), unit_rows(feature), _lengths(residual) * stretch, stretch)
+    return Gradients(grid_rows(residual), grid_rows(feature), _lengths(residual) * stretch, stretch)
 
 
 def check_label(label: np.ndarray, classes: int) -> None:
@@ -129,12 +130,12 @@ def approach(residual, feature, length, square, one, nearest):
     bring a row closer, none is read.
     """
     for i in range(len(nearest)):
-        inner = _dot(residual[i], residual[one])
+        inner = dot(residual[i], residual[one])
         both = square[i] + square[one]
         most = 2 * abs(inner) * length[i] * length[one] * (1 + 1e-6)
         if both - most >= nearest[i]:
             continue
-        product = inner * _dot(feature[i], feature[one]) * length[i] * length[one]
+        product = inner * dot(feature[i], feature[one]) * length[i] * length[one]
         nearest[i] = min(nearest[i], max(both - 2 * product, 0.0))
 
 
@@ -143,28 +144,14 @@ def _products_with(residual, feature, length, rows, one):
     found = np.empty(len(rows))
     for k in range(len(rows)):
         i = rows[k]
-        inner = _dot(residual[i], residual[one]) * _dot(feature[i], feature[one])
+        inner = dot(residual[i], residual[one]) * dot(feature[i], feature[one])
         found[k] = inner * length[i] * length[one]
     return found
 
 
-@numba.njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
-def _dot(a, b):
-    """Exact, so that the order is the compiler's to choose."""
-    total = 0.0
-    for k in range(len(a)):
-        total += np.float64(a[k]) * np.float64(b[k])
-    return total
-
-
-def _squares(rows: np.ndarray) -> np.ndarray:
-    """Exact squared lengths of grid rows, (n,) float64."""
-    return np.einsum("ij,ij->i", rows, rows, dtype=np.float64)
-
-
 def _lengths(rows: np.ndarray) -> np.ndarray:
     """(n,) float64."""
-    return np.sqrt(np.einsum("ij,ij->i", rows, rows, dtype=np.float64))
+    return np.sqrt(squares(rows))
 
 
 def _on_grid(values: np.ndarray) -> np.ndarray:

@@ -150,6 +150,14 @@ def follow(method: Greedy, given: Sequence[Picked], number: np.ndarray) -> Picke
     return Picked(of.number, earned, of.rows).take(order)
 
 
+def chosen_again(given: Sequence[Picked], number: np.ndarray, gain: np.ndarray) -> Picked:
+    """Rows that were chosen in one turn, in their order, with the gains that they had in it.
+    given: these rows, from each block."""
+    of = _sorted(given)
+    rows = of.rows.take(np.searchsorted(of.number, number))
+    return Picked(number, gain, rows)
+
+
 def greedy_rows(
     method: Greedy,
     pool: Pool,

@@ -5,7 +5,7 @@ from typing import Literal
 
 import numpy as np
 
-from coreset_ray.core.exact import dots, unit_rows, whole_sum
+from coreset_ray.core.exact import dots, grid_rows, whole_sum
 from coreset_ray.core.pool import Pool
 from coreset_ray.core.similarity import nearest_query, neighbor_kernel, query_kernel
 from coreset_ray.core.submodular import (
@@ -59,11 +59,11 @@ def information(
         if query is not None:
             return Modular(query_sums(pool["embedding"], query))
         return _graph_cut_gain(pool, private, nu, redundancy)
-    rows = unit_rows(pool["embedding"])
-    cap = None if query is None else eta * nearest_query(rows, unit_rows(query))
+    rows = grid_rows(pool["embedding"])
+    cap = None if query is None else eta * nearest_query(rows, grid_rows(query))
     if form == "facility_location_query":
         assert query is not None, "the caller checked"
-        return FacilityLocation(query_kernel(rows, unit_rows(query), neighbors), extra=cap)
+        return FacilityLocation(query_kernel(rows, grid_rows(query), neighbors), extra=cap)
     kernel = neighbor_kernel(pool, neighbors)
     floor = None
     if private is not None:
@@ -74,8 +74,8 @@ def information(
 def query_sums(embedding: np.ndarray, query: np.ndarray) -> np.ndarray:
     """Σ_{i ∈ Q} (1 + cos_ij) / 2 of each row j, exact on its grid: (n, m), (q, m) → (n,)."""
     bits = linear_bits(len(query))
-    total = whole_sum(unit_rows(query, bits), bits) * 2.0**-bits
-    return (len(query) + dots(unit_rows(embedding, bits), total[None])[:, 0]) / 2
+    total = whole_sum(grid_rows(query, bits), bits) * 2.0**-bits
+    return (len(query) + dots(grid_rows(embedding, bits), total[None])[:, 0]) / 2
 
 
 def _graph_cut_gain(

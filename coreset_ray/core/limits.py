@@ -12,6 +12,7 @@ from coreset_ray.core.costs import (
     node_needs,
 )
 
+COPIES = 4  # of the columns needed, while a method or a filter works on them
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 
 
@@ -105,19 +106,26 @@ def check_signal(name: str, needed: int, nodes: Nodes) -> None:
         )
 
 
-COPIES = 4  # of the columns needed, while a method works on them
+def check_whole(
+    rows: int,
+    each: int,
+    partitions: int,
+    nodes: Nodes,
+    who: str = "this method",
+    remedy: str = "set select.partitions to at least {enough}, which chooses in two rounds",
+) -> None:
+    """`ValueError` where so many rows of so many bytes, in so many partitions, fit no node.
 
-
-def check_whole(rows: int, each: int, partitions: int, nodes: Nodes) -> None:
-    """`ValueError` where so many rows of so many bytes, in so many partitions, fit no node."""
+    who: holds them; remedy: what to do about it, `{enough}` stands for partitions that would do.
+    """
     most = max((memory for _, memory in nodes), default=0)
     asked = COPIES * each * rows / partitions
     if asked > most:
+        enough = -(-COPIES * each * rows // max(int(most), 1))
         raise ValueError(
-            f"this method holds all rows in one process: {COPIES} × {rows / partitions:,.0f} rows "
-            f"× {each:,} bytes = {in_bytes(asked)}, and the largest node offers {in_bytes(most)}: "
-            f"set select.partitions to at least {-(-COPIES * each * rows // max(int(most), 1))}, "
-            "which chooses in two rounds"
+            f"{who} holds all rows in one process: {COPIES} × {rows / partitions:,.0f} rows × "
+            f"{each:,} bytes = {in_bytes(asked)}, and the largest node offers {in_bytes(most)}: "
+            + remedy.format(enough=enough)
         )
 
 

@@ -5,7 +5,7 @@ import math
 import numba
 import numpy as np
 
-from coreset_ray.core.exact import unit_rows
+from coreset_ray.core.exact import grid_rows
 from coreset_ray.core.submodular import Function
 
 _ROOM = 64  # vectors that are made room for at first
@@ -22,7 +22,7 @@ class LogDeterminant(Function):
 
     def __init__(self, embedding: np.ndarray, scale: float) -> None:
         super().__init__()
-        self.rows, self.scale = unit_rows(embedding), scale
+        self.rows, self.scale = grid_rows(embedding), scale
         self.left = np.einsum("ij,ij->i", self.rows, self.rows, dtype=np.float64)
         self.seen = np.zeros(len(self.rows), np.int64)
         self.count, self.basis = 0, np.zeros((_ROOM, self.rows.shape[1]))

@@ -16,8 +16,9 @@ import numpy as np
 
 from coreset_ray.core.pool import Pool
 from coreset_ray.core.random import below, draw_words
+from coreset_ray.core.selection import Selection
 from coreset_ray.core.submodular import Function
-from coreset_ray.core.whole_set import Choice, Given, WholeSet
+from coreset_ray.core.whole_set import Given, WholeSet
 
 Optimizer = Literal["naive", "lazy", "stochastic", "lazier"]
 
@@ -54,7 +55,7 @@ class Submodular(WholeSet):
         """Rows that may be chosen, (r,) int64 ascending: by default all that are not yet."""
         return np.setdiff1d(np.arange(len(pool)), given.kept)
 
-    def choose(self, pool: Pool, k: int, seed: int, given: Given) -> Choice:
+    def choose(self, pool: Pool, k: int, seed: int, given: Given) -> Selection:
         function = self.function(pool, given)
         rows = self.candidates(pool, k, given)
         return maximize(function, rows, k, self.optimizer, seed=seed, epsilon=self.epsilon)
@@ -68,7 +69,7 @@ def maximize(
     *,
     seed: int = 0,
     epsilon: float = 0.1,
-) -> Choice:
+) -> Selection:
     """k of these rows, (r,) int64 ascending, in the order of choosing; the function has taken
     them."""
     if optimizer in ("naive", "lazy"):
@@ -79,7 +80,7 @@ def maximize(
         steps = _stochastic(function, rows, k, seed, size, best)
     chosen = list(steps)
     found = np.array([row for row, _ in chosen], np.int64)
-    return Choice(found, np.array([gain for _, gain in chosen], np.float64), np.ones(k))
+    return Selection(found, np.array([gain for _, gain in chosen], np.float64), np.ones(k))
 
 
 Step = tuple[int, float]  # a row and its gain

@@ -91,6 +91,10 @@ class Sampled(Scorer):
     def columns(self, total: np.ndarray) -> dict[str, np.ndarray]:
         """(channels, n) sum over draws → named (n,) float64 columns, `score` among them."""
 
+    def draw_bytes(self, rows: int) -> float:
+        """Bytes of the columns of so many rows that a draw reads, on average; 0 where unknown."""
+        return 0.0
+
     def facts(self, columns: Columns) -> dict[str, Any]:
         """What the run record should say of this pool (JSON-able)."""
         return {}

@@ -45,7 +45,8 @@ def nearest(rows: np.ndarray, centers: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 @numba.njit(**_EXACT)
-def _dot(a, b):
+def dot(a, b):
+    """The inner product of two grid rows, exact: the order is the compiler's to choose."""
     total = 0.0
     for j in range(len(a)):
         total += np.float64(a[j]) * np.float64(b[j])
@@ -58,7 +59,7 @@ def _lower(gain, rows, square, centers, own, about, wide):
         for j in range(len(centers)):
             both = square[i] + own[j]
             if both - 2 * (about[i, j] + wide) < gain[i]:
-                gain[i] = min(gain[i], max(both - 2 * _dot(rows[i], centers[j]), 0.0))
+                gain[i] = min(gain[i], max(both - 2 * dot(rows[i], centers[j]), 0.0))
 
 
 @numba.njit(**_EXACT)
@@ -68,6 +69,6 @@ def _nearest(which, product, rows, centers, about, wide):
         product[i] = -np.inf
         for j in range(len(centers)):
             if about[i, j] >= least:
-                dot = _dot(rows[i], centers[j])
-                if dot > product[i]:
-                    which[i], product[i] = j, dot
+                found = dot(rows[i], centers[j])
+                if found > product[i]:
+                    which[i], product[i] = j, found

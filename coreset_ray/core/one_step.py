@@ -1,11 +1,15 @@
 """What one step of gradient descent on some images does to the loss of others, to first order."""
 
+from abc import abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
 from coreset_ray.core.gradients import Gradients, outer_sum
-from coreset_ray.core.selection import top_rows
+from coreset_ray.core.pool import Pool
+from coreset_ray.core.selection import Selection, top_rows
+from coreset_ray.core.whole_set import Given, WholeSet
 
 _LEAST = np.finfo(np.float32).tiny  # stands for probabilities below it
 
@@ -66,3 +70,37 @@ def one_step_greedy(
 
 def _mean(of: Gradients, rows: np.ndarray) -> np.ndarray:
     return of.total(np.full(len(rows), 1 / max(len(rows), 1)), rows)
+
+
+@dataclass(frozen=True)
+class OneStep(WholeSet):
+    """Chooses what lowers the loss of some rows after one step of `rate` on what is chosen, which
+    is computed anew after every `refresh` choices."""
+
+    rate: float = 0.1
+    refresh: int = 20
+
+    needs: ClassVar[tuple[str, ...]] = ("proxy.probability", "proxy.feature", "proxy.label")
+    family: ClassVar[str] = "bilevel"
+    cost: ClassVar[str] = "O(n·c·h·k / refresh)"
+    seeded: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.rate < np.inf:
+            raise ValueError(f"rate={self.rate}: expected a number above 0")
+        if self.refresh < 1:
+            raise ValueError(f"refresh={self.refresh}: expected at least 1")
+
+    @abstractmethod
+    def sides(self, pool: Pool, kept: np.ndarray) -> tuple[Judges, Gradients, np.ndarray]:
+        """Whose loss counts, the gradients of all rows as candidates, and the rows that the first
+        step is taken on. kept: rows that are chosen already."""
+
+    def choose(self, pool: Pool, k: int, seed: int, given: Given) -> Selection:
+        judges, candidates, begun = self.sides(pool, given.kept)
+        free = np.ones(len(pool), bool)
+        free[given.kept] = False
+        rows, gains = one_step_greedy(
+            *(judges, candidates, pool.uid, free, begun, k), rate=self.rate, refresh=self.refresh
+        )
+        return Selection(rows, gains, np.ones(k))

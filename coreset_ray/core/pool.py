@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+NEIGHBOR = "knn.neighbor"  # the column that names rows, by number
+
 
 @dataclass(frozen=True)
 class Pool:
@@ -98,6 +100,21 @@ def check_finite(embedding: np.ndarray, first: int = 0) -> None:
             f"embedding row {first + bad[0]} holds a NaN or infinite value ({len(bad)} such rows): "
             "leave these rows out of the pool"
         )
+
+
+def in_uid_order(pool: Pool, rows: np.ndarray) -> tuple[Pool, np.ndarray, np.ndarray]:
+    """These rows of a pool by ascending uid; their numbers in it, in that order; and the place
+    there of every row of the pool, (n + 1,) int64, -1 for one that is elsewhere and in the end.
+
+    rows: (r,) integers. `knn.neighbor` then counts the rows at hand, -1 where it is none of them.
+    """
+    number = rows[uid_order(pool.uid[rows])]
+    place = np.full(len(pool) + 1, -1, np.int64)  # so -1, for a neighbour elsewhere, stays -1
+    place[number] = np.arange(len(number))
+    view = pool.take(number)
+    if NEIGHBOR in view.columns:
+        view = Pool(view.uid, {**view.columns, NEIGHBOR: place[view.columns[NEIGHBOR]]})
+    return view, number, place
 
 
 def uid_order(uid: np.ndarray) -> np.ndarray:

@@ -23,6 +23,9 @@ class Selection:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def first(self, k: int) -> "Selection":
+        return Selection(self.rows[:k], self.gains[:k], self.weights[:k])
+
 
 def resolve_budget(budget: int | float, n: int) -> int:
     """Number of images to keep out of n: an integer is a count, a float a fraction of the pool.

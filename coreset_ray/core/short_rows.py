@@ -4,7 +4,7 @@ row with all others waits for memory alone; and every sum is exact, in any order
 import numba
 import numpy as np
 
-from coreset_ray.core.exact import unit_rows
+from coreset_ray.core.exact import grid_rows
 
 SHORT = 14  # bits behind the point: rows of length 1 fit, and products of two fit in 32 bits
 
@@ -12,7 +12,7 @@ SHORT = 14  # bits behind the point: rows of length 1 fit, and products of two f
 def short_rows(embedding: np.ndarray) -> np.ndarray:
     """Rows of length 1 in units of 2^-14: (n, m) → (n, m) int16. An entry is off by at most
     2^-15; a row of zeros stays one."""
-    return np.rint(unit_rows(embedding, SHORT) * np.float32(2.0**SHORT)).astype(np.int16)
+    return np.rint(grid_rows(embedding, SHORT) * np.float32(2.0**SHORT)).astype(np.int16)
 
 
 @numba.njit(nogil=True, cache=True, parallel=True)

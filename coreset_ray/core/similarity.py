@@ -7,7 +7,7 @@ import numba
 import numpy as np
 from scipy.sparse import csr_array
 
-from coreset_ray.core.exact import dots, unit_rows
+from coreset_ray.core.exact import dots, grid_rows
 from coreset_ray.core.pool import Pool
 
 KernelName = Literal["neighbors", "dense"]
@@ -78,7 +78,7 @@ class Dense:
     """
 
     def __init__(self, embedding: np.ndarray) -> None:
-        self.rows = unit_rows(embedding)
+        self.rows = grid_rows(embedding)
         self.clients = len(embedding)
         self.held = None
         if 8 * self.clients**2 <= _HELD:
@@ -121,7 +121,7 @@ def neighbor_kernel(pool: Pool, neighbors: int) -> Sparse:
 
 
 def nearest_query(rows: np.ndarray, queries: np.ndarray) -> np.ndarray:
-    """max_j max(s_ij, 0) over queries j for each row i, both of `unit_rows`: (n,) float64."""
+    """max_j max(s_ij, 0) over queries j for each row i, both of `grid_rows`: (n,) float64."""
     best = np.zeros(len(rows))
     for first, last in _spans(len(queries), 1024):
         for a, b in _spans(len(rows), _TILE):
@@ -133,7 +133,7 @@ def nearest_query(rows: np.ndarray, queries: np.ndarray) -> np.ndarray:
 def query_kernel(rows: np.ndarray, queries: np.ndarray, neighbors: int) -> Sparse:
     """Queries as clients: each with the nearest `neighbors` of the rows; equals go to the first.
 
-    rows, queries: of `unit_rows`. O(q·neighbors) in memory.
+    rows, queries: of `grid_rows`. O(q·neighbors) in memory.
     """
     count = min(neighbors, len(rows))
     similarity = np.zeros((len(queries), count))

@@ -4,7 +4,7 @@ are sums of grid rows."""
 import numba
 import numpy as np
 
-from coreset_ray.core.exact import unit_rows
+from coreset_ray.core.exact import grid_rows
 from coreset_ray.core.nearest import lower, nearest, squares
 from coreset_ray.core.random import uid_uniform
 
@@ -27,7 +27,7 @@ def standard_rows(embedding: np.ndarray) -> np.ndarray:
     scale[scale <= 1e-12 * np.abs(mean)] = np.inf  # what rounding leaves of a constant column
     rows = np.empty(embedding.shape, np.float32)
     for tile in tiles:
-        rows[tile] = unit_rows((embedding[tile] - mean) / scale)
+        rows[tile] = grid_rows((embedding[tile] - mean) / scale)
     return rows
 
 
@@ -53,7 +53,7 @@ def cluster(
     for _ in range(iterations):
         sums = _sums(rows, which, len(centers))
         moved = np.flatnonzero(np.bincount(which, minlength=len(centers))[len(fixed) :])
-        centers[len(fixed) + moved] = unit_rows(sums[len(fixed) + moved])
+        centers[len(fixed) + moved] = grid_rows(sums[len(fixed) + moved])
         before = which
         which, cosine = nearest(rows, centers)
         if np.array_equal(which, before):

@@ -7,7 +7,7 @@ from typing import Protocol, Self
 
 import numpy as np
 
-from coreset_ray.core.exact import dots, unit_rows, whole_sum
+from coreset_ray.core.exact import dots, grid_rows, whole_sum
 from coreset_ray.core.similarity import Kernel, Sparse
 
 
@@ -116,7 +116,7 @@ class LinearSums:
 
     def __init__(self, embedding: np.ndarray) -> None:
         bits = linear_bits(len(embedding))
-        self.rows = unit_rows(embedding, bits)
+        self.rows = grid_rows(embedding, bits)
         total = whole_sum(self.rows, bits) * 2.0**-bits
         self.total = (len(embedding) + dots(self.rows, total[None])[:, 0]) / 2
         square = np.einsum("ij,ij->i", self.rows, self.rows, dtype=np.float64)

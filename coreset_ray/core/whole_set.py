@@ -8,10 +8,10 @@ from typing import ClassVar
 import numpy as np
 
 from coreset_ray.core.method import Method
-from coreset_ray.core.pool import Pool, uid_order
+from coreset_ray.core.pool import Pool, in_uid_order
 from coreset_ray.core.random import uid_uniform
+from coreset_ray.core.selection import Selection
 
-_NEIGHBOR = "knn.neighbor"
 _PARTITION = 11  # the use of random numbers
 
 
@@ -25,28 +25,21 @@ class Given:
     target: np.ndarray | None = None
 
 
-@dataclass(frozen=True)
-class Choice:
-    """rows: (k,) int64, best first; gains, weights: (k,) float64."""
-
-    rows: np.ndarray
-    gains: np.ndarray
-    weights: np.ndarray
-
-
 class WholeSet(Method):
     """Chooses k rows of those at hand.
 
     nested: a smaller budget's choice is the beginning of a larger one's. continues: what is chosen
-    beside rows kept is what would have followed them. targeted: it asks for a target set.
+    beside rows kept is what would have followed them. targeted: it asks for a target set. weighs:
+    the weight of a row depends on all that are chosen.
     """
 
     nested: ClassVar[bool] = True
     continues: ClassVar[bool] = False
     targeted: ClassVar[bool] = False
+    weighs: ClassVar[bool] = False
 
     @abstractmethod
-    def choose(self, pool: Pool, k: int, seed: int, given: Given) -> Choice:
+    def choose(self, pool: Pool, k: int, seed: int, given: Given) -> Selection:
         """k rows, none of them kept already. pool: in ascending order of uid, with the columns
         needed; `knn.neighbor` counts its rows, -1 where a neighbour is none of them."""
 
@@ -59,7 +52,7 @@ def choose_whole(
     seed: int,
     given: Given,
     partitions: int = 1,
-) -> Choice:
+) -> Selection:
     """The k of these rows that the method keeps, as numbers of the pool.
 
     number: (n,) the rows that take part; given.kept: numbers of rows, of those that take part.
@@ -69,18 +62,18 @@ def choose_whole(
     view = pool.restrict(method.needs)
     rounds = parts_of(pool.uid, number, given.kept, partitions)
 
-    def of(rows: np.ndarray, k: int) -> Choice:
+    def of(rows: np.ndarray, k: int) -> Selection:
         return choose_among(method, view, rows, k, seed, given)
 
     return two_rounds(of, rounds, given.kept, k)
 
 
 def two_rounds(
-    choose: Callable[[np.ndarray, int], Choice],
+    choose: Callable[[np.ndarray, int], Selection],
     parts: Sequence[np.ndarray],
     kept: np.ndarray,
     k: int,
-) -> Choice:
+) -> Selection:
     """What `choose` takes of all that it took of each part."""
     if len(parts) == 1:
         return choose(parts[0], k)
@@ -101,16 +94,10 @@ def parts_of(
 
 def choose_among(
     method: WholeSet, pool: Pool, number: np.ndarray, k: int, seed: int, given: Given
-) -> Choice:
+) -> Selection:
     """What the method keeps of these rows of the pool: numbers in, numbers out."""
-    number = number[uid_order(pool.uid[number])]
-    place = np.full(len(pool) + 1, -1, np.int64)  # -1, for a neighbour elsewhere, stays -1
-    place[number] = np.arange(len(number))
-    view = pool.take(number)
-    if _NEIGHBOR in view.columns:
-        columns = {**view.columns, _NEIGHBOR: place[view.columns[_NEIGHBOR]]}
-        view = Pool(view.uid, columns)
+    view, number, place = in_uid_order(pool, number)
     kept = place[given.kept]
     found = method.choose(view, k, seed, Given(kept, given.target))
     assert len(found.rows) == k and not np.isin(found.rows, kept).any(), f"{method} broke its word"
-    return Choice(number[found.rows], found.gains, found.weights)
+    return Selection(number[found.rows], found.gains, found.weights)

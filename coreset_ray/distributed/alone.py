@@ -13,15 +13,17 @@ from coreset_ray.core.filter import check_left
 from coreset_ray.core.greedy import Greedy
 from coreset_ray.core.limits import check_whole
 from coreset_ray.core.rule import shares
-from coreset_ray.core.whole_set import Choice, Given
-from coreset_ray.distributed.blocks import PoolFiles
+from coreset_ray.core.selection import Selection
+from coreset_ray.core.whole_set import Given
+from coreset_ray.distributed.blocks import PoolFiles, check_present
 from coreset_ray.distributed.greedy import choose_greedily
 from coreset_ray.distributed.pivot import blocks_of
 from coreset_ray.distributed.session import cluster
 from coreset_ray.distributed.whole_set import choose_from_all
 from coreset_ray.io.filesystem import Location, locate
-from coreset_ray.io.tables import MANIFEST, PartedTable, read_table, write_table
+from coreset_ray.io.tables import MANIFEST, PartedTable, read_table, write_manifest
 
+REASON = "highest gain"
 _IDENTITY = ["uid", "shard", "key"]
 
 
@@ -59,11 +61,7 @@ def choose_alone(
     told = ray.put((files, group, groups, start.kept))
     answers = ray.get([_look.remote(told, block) for block in placed])
     number = {uid: n for found, _ in answers for uid, n in found.items()}
-    if absent := [uid for uid in start.kept if uid not in number]:
-        raise ValueError(
-            f"{len(absent)} of the {len(start.kept)} images to keep are not in the pool (uid "
-            f"{absent[0]} first): take them out of the list, or add their shards to the pool"
-        )
+    check_present(start.kept, number)
     kept = np.array([number[uid] for uid in start.kept], np.int64)
     sizes = np.sum([counts for _, counts in answers], axis=0)
     if files.filters:
@@ -137,11 +135,7 @@ def _identity(
 
 
 @ray.remote(num_cpus=1)
-def _write(chosen: Choice, manifest: str, *found: tuple[np.ndarray, pa.Table]) -> None:
+def _write(chosen: Selection, manifest: str, *found: tuple[np.ndarray, pa.Table]) -> None:
     order = np.argsort(np.concatenate([places for places, _ in found]))
     table = pa.concat_tables([rows for _, rows in found]).take(pa.array(order))
-    table = table.append_column("rank", pa.array(np.arange(len(order))))
-    table = table.append_column("score", pa.array(chosen.gains))
-    table = table.append_column("weight", pa.array(chosen.weights))
-    reason = pa.array(["highest gain"] * len(order), pa.string())
-    write_table(locate(manifest), table.append_column("reason", reason).cast(MANIFEST))
+    write_manifest(locate(manifest), table, chosen.gains, chosen.weights, REASON)

@@ -1,6 +1,6 @@
 """The rows of embedding parts with the columns that a method needs, of the table or of signals."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -56,6 +56,15 @@ def without_dropped(group: np.ndarray, places: Sequence[str]) -> np.ndarray:
         assert len(dropped) == len(group), f"{place} is not of the same rows"
         group = np.where(dropped, -1, group)
     return group
+
+
+def check_present(kept: Sequence[str], present: Container[str]) -> None:
+    """`ValueError` where an image to keep is not among those of the pool. kept: uids."""
+    if absent := [uid for uid in kept if uid not in present]:
+        raise ValueError(
+            f"{len(absent)} of the {len(kept)} images to keep are not in the pool (uid "
+            f"{absent[0]} first): take them out of the list, or add their shards to the pool"
+        )
 
 
 def signals_of(needs: Sequence[str]) -> dict[str, list[str]]:

@@ -11,6 +11,7 @@ import ray
 from coreset_ray.core.forecast import Encoding
 from coreset_ray.distributed.embed import EmbedPlan
 from coreset_ray.distributed.session import Cluster
+from coreset_ray.distributed.weights import at_hand
 from coreset_ray.io.filesystem import locate
 from coreset_ray.io.images import BadImage, decode
 from coreset_ray.io.shards import IMAGE_EXTENSIONS, Shard, ShardError, read_samples
@@ -131,7 +132,9 @@ class _Probe:
 
         torch.set_num_threads(1)
         self.plan, self.wanted = plan, [preprocess_of(spec) for spec in specs]
-        self.encoder = Encoder(specs, device=plan.device, precision=precision)
+        self.encoder = Encoder(
+            [at_hand(spec) for spec in specs], device=plan.device, precision=precision
+        )
         return self.encoder.width
 
     def measure(self, shards: list[Shard], max_pixels: int) -> tuple[float, float, int]:

@@ -14,16 +14,18 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 
+from coreset_ray.core.alone import check_room
 from coreset_ray.core.filter import check_left
 from coreset_ray.core.method import Scorer
 from coreset_ray.core.ranks import RankSearch, count_in_groups, ordered_bits, values_of
 from coreset_ray.core.rule import Ranked, Rule, budgets, shares
-from coreset_ray.distributed.blocks import without_dropped
+from coreset_ray.distributed.blocks import check_present, without_dropped
 from coreset_ray.distributed.session import cluster
 from coreset_ray.io.filesystem import Location, locate
-from coreset_ray.io.tables import MANIFEST, read_table, uid_words, write_table
+from coreset_ray.io.tables import MANIFEST, read_table, uid_words, write_manifest
 
 _PARTS_EACH = 8  # fewer are not worth a process of their own
 _WORDS = 3
@@ -51,22 +53,38 @@ class Scored:
     filters: tuple[str, ...] = ()
 
 
+def group_of(part: Scored, rows: int) -> np.ndarray:
+    """Which group each of a part's rows is of, (rows,) int64; -1 where a filter leaves it out."""
+    group = np.zeros(rows, np.int64)
+    if part.group is not None:
+        place, column = part.group
+        group = read_table(locate(place), [column])[column].to_numpy().astype(np.int64)
+        assert len(group) == rows, f"{place} is not of the same rows"
+    return without_dropped(group, part.filters)
+
+
 def choose_kept(
     ranking: Ranking,
     parts: Sequence[Scored],
     span: tuple[float, float],
     k: int,
     manifest: Location,
+    kept: Sequence[str] = (),
 ) -> None:
     """Writes the manifest of the k rows that are kept, in the order of the rule's key.
 
-    span: the pool's lowest and highest score (for the weights). Raises `ValueError` where the
-    rule keeps fewer than k, or filters leave fewer.
+    span: the pool's lowest and highest score (for the weights); kept: uids of images that are
+    chosen already, and are not chosen again. Raises `ValueError` where the rule keeps fewer than
+    k, filters leave fewer, or an image chosen already is not in the pool.
     """
     count = processes_for(len(parts), cluster().cpus)
-    actors: list[Any] = [Places.remote(ranking, parts[i::count]) for i in range(count)]
+    own = ray.put(pa.array(kept, pa.string()))
+    actors: list[Any] = [Places.remote(ranking, parts[i::count], own) for i in range(count)]
     try:
         sizes = _sum([a.sizes.remote(None) for a in actors])
+        if kept:
+            check_present(kept, set().union(*ray.get([a.present.remote() for a in actors])))
+            check_room(k, int(sizes.sum()), len(kept))
         if parts[0].filters:
             check_left(k, int(sizes.sum()), _sum([a.rows.remote() for a in actors]))
         k = min(k, int(sizes.sum()))
@@ -80,8 +98,8 @@ def choose_kept(
         rooms = _sum([a.sizes.remote(cuts) for a in actors]).reshape(len(sizes), -1)
         quota = np.concatenate([shares(int(s), r) for s, r in zip(share, rooms, strict=True)])
         last = places_at(actors, cuts, quota - 1)
-        kept = [a.kept.remote(cuts, last) for a in actors]
-        ray.get(_write.remote(ranking, span, k, manifest.uri, *kept))
+        found = [a.kept.remote(cuts, last) for a in actors]
+        ray.get(_write.remote(ranking, span, k, manifest.uri, *found))
     finally:
         for actor in actors:
             ray.kill(actor)
@@ -114,22 +132,29 @@ def _sum(answers: list[ray.ObjectRef]) -> Any:
     return reduce(np.add, map(ray.get, answers))
 
 
-@ray.remote(num_cpus=0, max_restarts=3, max_task_retries=3, scheduling_strategy="SPREAD")
+@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=3, scheduling_strategy="SPREAD")
 class Places:
     """The places of the rows of some score parts. Started again elsewhere, it reads them again.
+    own: uids of images that are chosen already.
 
     cuts, in every call: (r, 3, groups) uint64, the places in the ranking by score that the rule
     asked for; None for that ranking itself.
     """
 
-    def __init__(self, ranking: Ranking, parts: list[Scored]):
-        self.ranking, self.parts = ranking, parts
+    def __init__(self, ranking: Ranking, parts: list[Scored], own: pa.Array):
+        self.ranking, self.parts, self.own = ranking, parts, own
+        self.here: set[str] = set()  # of those, the ones in these parts
         self.read: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
         self.ruled: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
 
     def rows(self) -> int:
         """Of the parts, with those that are left out."""
         return len(self._places(None)[1])
+
+    def present(self) -> set[str]:
+        """Of the images that are chosen already, those in these parts."""
+        self._places(None)
+        return self.here
 
     def sizes(self, cuts: np.ndarray | None) -> np.ndarray:
         """Rows of each collection, (c,) int64: the groups, or the strata of each group."""
@@ -193,12 +218,11 @@ class Places:
         rows = read_table(locate(part.scores), ["uid", "score"])
         uid = uid_words(rows["uid"])
         key = self.ranking.method.rank_key(rows["score"].to_numpy(), uid, self.ranking.seed)
-        group = np.zeros(len(uid), np.int64)
-        if part.group is not None:
-            place, column = part.group
-            group = read_table(locate(place), [column])[column].to_numpy().astype(np.int64)
-            assert len(group) == len(uid), f"{place} is not of the same rows"
-        group = without_dropped(group, part.filters)
+        group = group_of(part, len(uid))
+        if len(self.own):
+            chosen: pa.ChunkedArray = pc.is_in(rows["uid"], value_set=self.own)  # type: ignore[attr-defined]
+            self.here.update(rows["uid"].filter(chosen).to_pylist())
+            group = np.where(chosen.to_numpy(), -1, group)
         return np.stack([_descending(key), uid[:, 0], uid[:, 1]]), group
 
 
@@ -216,12 +240,8 @@ def _write(
     assert len(order) == k, f"{len(order)} rows kept of {k}"
     rows = pa.concat_tables([table for _, table in kept]).take(order)
     score = rows["score"].to_numpy()
-    table = rows.select(["uid", "shard", "key"])
-    table = table.append_column("rank", pa.array(np.arange(len(score))))
-    table = table.append_column("score", pa.array(score))
-    table = table.append_column("weight", pa.array(ranking.method.weight(score, *span)))
-    reason = pa.array([ranking.rule.reason] * len(score), pa.string())
-    write_table(locate(manifest), table.append_column("reason", reason).cast(MANIFEST))
+    weight = ranking.method.weight(score, *span)
+    write_manifest(locate(manifest), rows, score, weight, ranking.rule.reason)
 
 
 def _descending(key: np.ndarray) -> np.ndarray:

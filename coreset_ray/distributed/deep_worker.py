@@ -19,7 +19,8 @@ from coreset_ray.clustering.deep import DeepClustering, HeadSettings
 from coreset_ray.clustering.heads import Heads
 from coreset_ray.clustering.labeler import Labeler, block_rows, head_probability
 from coreset_ray.core.random import below
-from coreset_ray.distributed.fit import Hopeless
+from coreset_ray.distributed.fit import Hopeless, hopeless_where_refused
+from coreset_ray.io.array_files import machine_folder
 from coreset_ray.io.embedding_rows import lay_rows
 from coreset_ray.io.filesystem import locate
 from coreset_ray.io.neighbor_rows import lay_neighbors
@@ -69,13 +70,11 @@ class _Worker:
         self.job, self.settings = job, job.settings
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
         self.device = get_device()
-        try:
-            table = PartedTable(locate(job.table))
-            laid = lay_rows(Path(job.scratch) / "rows", table, job.parts)
-            neighbors = Path(job.scratch) / Path(job.neighbors).name  # by content
+        with hopeless_where_refused():
+            table, scratch = PartedTable(locate(job.table)), machine_folder(job.scratch)
+            laid = lay_rows(scratch / "rows", table, job.parts)
+            neighbors = scratch / Path(job.neighbors).name  # by content
             self.neighbors = lay_neighbors(neighbors, locate(job.neighbors), job.parts)
-        except ValueError as error:
-            raise Hopeless(str(error)) from error
         self.rows = laid.rows
         heads = Heads(
             *(torch.from_numpy(laid.mean), torch.from_numpy(laid.deviation)),

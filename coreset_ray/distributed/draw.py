@@ -5,17 +5,17 @@ from collections import deque
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError
 
 from coreset_ray.core.method import Sampled
 from coreset_ray.core.pace import pause_after
+from coreset_ray.distributed import metrics
+from coreset_ray.distributed.losses import LOST, Losses
 from coreset_ray.distributed.progress import Progress
 from coreset_ray.distributed.replicas import Pool, Replica, agreed, new_replica
 from coreset_ray.io.ledger import Chunk, Ledger, Record, missing
 
 _CHUNK_SECONDS = 2.0
 _FIRST, _MOST = 256, 1 << 17  # draws of a chunk
-_LOSSES = 20  # replicas that may be lost before a run gives up
 
 Span = tuple[int, int]  # draws first … last - 1
 
@@ -30,7 +30,7 @@ class Drawing:
     def __init__(self, pool: Pool, method: Sampled, seed: int, ledger: Ledger, replicas: int):
         self.pool, self.method, self.seed, self.ledger = pool, method, seed, ledger
         self.known: Any = None
-        self.count, self.losses = replicas, 0
+        self.count, self.losses = replicas, Losses("score")
         self.replicas: list[Replica] = []
         self.idle: list[Replica] = []
         self.busy: dict[ray.ObjectRef, tuple[Replica, Span | None]] = {}
@@ -41,6 +41,7 @@ class Drawing:
         done = [chunk for record in self.ledger.usable(draws) for chunk in record.chunks]
         self.todo = deque(missing(done, 0, draws))
         self.drawn = draws - self._left()
+        self.begun = time.monotonic()
         with Progress("score", draws, "draws") as progress:
             progress.update(self.drawn)
             while not self._committed():
@@ -62,8 +63,9 @@ class Drawing:
             return False
         for replica in list(self.replicas):
             try:
-                replica.commit(self.ledger, self.pool.shards)
-            except RayActorError as error:
+                with metrics.timed("write"):
+                    replica.commit(self.ledger, self.pool.shards)
+            except LOST as error:
                 self._lost(replica, None, error)
         return not self.todo
 
@@ -73,7 +75,7 @@ class Drawing:
             try:
                 self.known = ray.put(agreed(first.actors, self.pool.shards[0].pool))
                 self._start(first)
-            except RayActorError as error:
+            except LOST as error:
                 self._lost(first, None, error)
         while len(self.replicas) < self.count:
             self._start(new_replica(self.pool, self.method))
@@ -97,31 +99,34 @@ class Drawing:
             try:
                 answer = ray.get(reference)
                 if span is None:
+                    if self.facts is None:
+                        metrics.add(layout=time.monotonic() - self.begun)
                     self.facts = answer
+                    metrics.add(replicas=1)
                 else:
                     self._count(replica, span, *answer)
                 self.idle.append(replica)
-            except RayActorError as error:
+            except LOST as error:
                 self._lost(replica, span, error)
 
     def _count(self, replica: Replica, span: Span, mark: int, seconds: float) -> None:
         replica.chunks.append(Chunk(*span, mark))
         replica.speed = (span[1] - span[0]) / max(seconds, 1e-6)
-        self.drawn += span[1] - span[0]
+        draws = span[1] - span[0]
+        self.drawn += draws
+        scanned = draws * self.method.draw_bytes(self.pool.shards[0].pool)
+        metrics.add(draws=draws, draw=seconds, scanned=scanned)
         start = time.monotonic()
         if start > replica.next_commit:
-            replica.commit(self.ledger, self.pool.shards)
+            with metrics.timed("write"):
+                replica.commit(self.ledger, self.pool.shards)
+            self.losses.got_on()
             spent = time.monotonic() - start
             replica.next_commit = start + spent + pause_after(spent)
 
-    def _lost(self, replica: Replica, span: Span | None, error: RayActorError) -> None:
+    def _lost(self, replica: Replica, span: Span | None, error: BaseException) -> None:
         """Puts back what a lost replica had not committed, whose place another will take."""
-        self.losses += 1
-        if self.losses > _LOSSES:
-            raise RuntimeError(
-                f"{self.losses} replicas of the pool were lost while drawing; what they committed "
-                f"is kept, and the same command goes on from there. The last one: {error}"
-            ) from error
+        self.losses.met(error)
         kept = len(replica.committed.chunks) if replica.committed else 0
         for chunk in replica.chunks[kept:]:
             self.todo.append((chunk.first, chunk.last))

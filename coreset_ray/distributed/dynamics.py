@@ -18,7 +18,7 @@ from coreset_ray.distributed.fit import fit
 from coreset_ray.distributed.labels import check_labels
 from coreset_ray.distributed.pivot import pivot
 from coreset_ray.distributed.train import check_run, open_any
-from coreset_ray.io.filesystem import Location
+from coreset_ray.io.filesystem import Location, locate
 from coreset_ray.io.tables import PartedTable, read_table
 from coreset_ray.models.images import OwnedBatches
 from coreset_ray.models.mlp import MlpRecipe
@@ -115,7 +115,7 @@ def record_dynamics(
         raise RuntimeError(
             f"{trained.uri} is of other data, labels, proxy, classes or seed: delete {out.uri}"
         )
-    pivot(labels, out, placed, facts.pop("writers"), f"{storage_path}/{name}")
+    pivot(labels, out, placed, facts.pop("writers"), str(locate(storage_path) / name))
     kind = "mlp" if isinstance(proxy, MlpRecipe) else proxy.model
     seconds = round(time.perf_counter() - started, 3)
     return {"proxy": kind, "classes": classes, "images": rows, **facts, "seconds": seconds}

@@ -14,11 +14,11 @@ import ray
 import torch
 from torch import nn
 
-from coreset_ray.distributed.fit import Hopeless
+from coreset_ray.distributed.fit import Hopeless, hopeless_where_refused
 from coreset_ray.distributed.labels import read_labels
 from coreset_ray.distributed.train_loop import Training, Worker
 from coreset_ray.distributed.train_worker import MAX_PIXELS, image_loader
-from coreset_ray.io.array_files import create_array
+from coreset_ray.io.array_files import create_array, machine_folder
 from coreset_ray.io.embedding_rows import EmbeddingRows, lay_rows
 from coreset_ray.io.epoch_records import record_file, write_record
 from coreset_ray.io.filesystem import Location, locate
@@ -77,8 +77,10 @@ class _Recorder(Worker):
         super().__init__(job)
         self.rows = sum(job.parts.values())
         self.label = read_labels(job.labels, job.parts, self.rank, self.world)
-        folder = Path(job.scratch) / job.fingerprint[:16]  # others may train beside this one
-        self.scratch = folder / f"worker-{self.rank}-of-{self.world}"
+        with hopeless_where_refused():
+            scratch = machine_folder(job.scratch)
+        own = job.fingerprint[:16]  # others may train beside this one
+        self.scratch = scratch / own / f"worker-{self.rank}-of-{self.world}"
         self.scratch.mkdir(parents=True, exist_ok=True)
         shape = (len(self.label), job.classes)
         self.log_p = create_array(self.scratch / "log_p.npy", np.float32, shape)
@@ -151,10 +153,8 @@ class _EmbeddingRecorder(_Recorder):
     @cached_property
     def embedding(self) -> EmbeddingRows:
         table = PartedTable(locate(self.job.table))
-        try:
-            return lay_rows(Path(self.job.scratch) / "rows", table, self.job.parts)
-        except ValueError as error:  # the same on every machine
-            raise Hopeless(str(error)) from None
+        with hopeless_where_refused():
+            return lay_rows(machine_folder(self.job.scratch) / "rows", table, self.job.parts)
 
     def build(self) -> nn.Module:
         return self.recipe.build(self.job.classes, self.embedding.mean, self.embedding.deviation)

@@ -9,23 +9,31 @@ how many workers there are.
 """
 
 import hashlib
+import logging
+import resource
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, DataContext
-from ray.exceptions import RayActorError
 
+from coreset_ray.distributed.attempts import Attempts, given_up
+from coreset_ray.distributed.losses import LOST, Losses
+from coreset_ray.distributed.metrics import Totals, add, timed
 from coreset_ray.distributed.progress import Progress
 from coreset_ray.distributed.session import Cluster
-from coreset_ray.distributed.writer import PartWriter
+from coreset_ray.distributed.watch import needing
+from coreset_ray.distributed.weights import at_hand
+from coreset_ray.distributed.writer import PartWriter, Told
 from coreset_ray.io.filesystem import locate
 from coreset_ray.io.images import BadImage, decode
+from coreset_ray.io.metered_stream import MeteredStream
 from coreset_ray.io.shards import (
     IMAGE_EXTENSIONS,
     REPEATED,
@@ -37,6 +45,9 @@ from coreset_ray.io.shards import (
 from coreset_ray.io.tables import PartedTable, embedding_schema, uid_of
 from coreset_ray.models.preprocess import Preprocess, preprocess_of
 from coreset_ray.models.spec import EncoderSpec
+from coreset_ray.telemetry.run import peak
+
+_log = logging.getLogger(__name__)
 
 _BLOCK_BYTES = 32 << 20  # of pixels between the two stages
 # Bounds how many decoders a node runs. Asked of decoders alone, it also tells Ray Data to keep the
@@ -44,8 +55,9 @@ _BLOCK_BYTES = 32 << 20  # of pixels between the two stages
 _DECODER_BYTES = 512 << 20
 _DECODER_CPUS = 0.25
 _ENCODER_BYTES = 3 << 30  # a process with the default encoders
-_SECONDS_OF_GRACE = 20.0
-_PASSES = 3  # over shards whose writer was lost
+_MORE_MEMORY = "give nodes more of it, or lower "
+_SECONDS_OF_GRACE = 5.0
+_PASSES = 3  # over shards that were lost on their way, that commit none of them
 _SHARDS_PER_WRITER = 16  # in flight at once, for choosing the number of writers
 
 
@@ -97,12 +109,32 @@ def embed_shards(
     done = table.committed(shards)
     todo = [s for s in shards if s.name not in done]
     unreadable: dict[str, str] = {}
-    for _ in range(_PASSES):
-        if not todo:
-            break
-        unreadable |= _one_pass(todo, table, specs, plan, dtype, precision, max_pixels)
-        done = table.committed(todo)
+    losses, idle = Losses("embed"), 0
+    while todo and idle < _PASSES:
+        totals = Totals()
+        try:
+            with needing("an encoder", cpus=plan.encoder_cpus, gpus=plan.encoder_gpus):
+                unreadable |= _one_pass(
+                    todo, table, specs, plan, dtype, precision, max_pixels, totals
+                )
+        except LOST as error:
+            losses.met(error)
+        before, done = len(todo), table.committed(todo)
+        committed = done.values()  # also by a writer that was lost before it could say so
+        totals.reach(
+            {
+                "images": sum(c.rows for c in committed),
+                "quarantined": sum(c.quarantined for c in committed),
+            }
+        )
         todo = [s for s in todo if s.name not in done and s.name not in unreadable]
+        idle = idle + 1 if len(todo) == before else 0
+        if todo:
+            _log.warning(
+                "embed: %d shards were lost on their way with a process or a node, and are "
+                "embedded again",
+                len(todo),
+            )
     if unreadable:
         listed = "\n".join(f"  {name}: {reason}" for name, reason in sorted(unreadable.items()))
         raise RuntimeError(
@@ -111,8 +143,9 @@ def embed_shards(
         )
     if todo:
         raise RuntimeError(
-            f"shard {todo[0].name!r} and {len(todo) - 1} others were not committed in {_PASSES} "
-            "passes because their writers were lost; run again to go on from here"
+            f"shard {todo[0].name!r} and {len(todo) - 1} others were not committed: of {_PASSES} "
+            "passes over them none committed any, as processes were lost; the same command goes on "
+            "from here"
         )
 
 
@@ -124,15 +157,19 @@ def _one_pass(
     dtype: str,
     precision: str,
     max_pixels: int,
+    totals: Totals,
 ) -> dict[str, str]:
     """Runs the pipeline over these shards; returns those that could not be opened, with why."""
     count = min(len(shards), max(1, plan.encoders // _SHARDS_PER_WRITER + 1))
     writers = [PartWriter.remote(table.folder.uri) for _ in range(count)]  # type: ignore[attr-defined]
+    told = Told(writers)
     wanted = [preprocess_of(spec) for spec in specs]
     preprocess = list(dict.fromkeys(wanted))
     places = [preprocess.index(each) for each in wanted]
-    read = _Reader(shards, preprocess, max_pixels, plan.batch_size, writers)
-    arguments = (specs, places, plan, precision, dtype, [s.name for s in shards], writers)
+    attempts = Attempts.remote()  # type: ignore[attr-defined]
+    read = _Reader(shards, preprocess, max_pixels, plan.batch_size, writers, attempts)
+    names = [s.name for s in shards]
+    arguments = (specs, places, plan, precision, dtype, names, writers, attempts)
     with _data_context():
         receipts = (
             ray.data.from_items(list(range(len(shards))), override_num_blocks=len(shards))
@@ -154,32 +191,22 @@ def _one_pass(
             )
             .iter_batches(batch_size=None, batch_format="numpy")
         )
-        _follow(receipts, len(shards), writers)
-    states = _last_states(writers, len(shards))
-    for writer in writers:
-        ray.kill(cast(Any, writer))
+        try:
+            _follow(receipts, len(shards), told, totals)
+            states = _last_states(told, len(shards))
+            _account(states, totals)
+        finally:
+            for writer in writers:
+                ray.kill(cast(Any, writer))
     return {name: reason for s in states for name, reason in s["unreadable"].items()}
 
 
-def _states(writers: Sequence[Any]) -> list[dict[str, Any]]:
-    """What the living writers say. What a lost one had not committed is embedded again. Raises
-    `RuntimeError` where a part could not be written."""
-    states = []
-    for writer in writers:
-        with suppress(RayActorError):
-            states.append(ray.get(writer.state.remote()))
-    for state in states:
-        if state["error"]:
-            raise RuntimeError(state["error"])
-    return states
-
-
-def _last_states(writers: Sequence[Any], shards: int) -> list[dict[str, Any]]:
+def _last_states(told: Told, shards: int) -> list[dict[str, Any]]:
     """The writers' states once they account for every shard, or stand still: the last rows may
     still be on their way to them when the stream ends."""
     before, since = -1, time.monotonic()
     while True:
-        states = _states(writers)
+        states = told.ask()
         settled = sum(s["shards"] + len(s["unreadable"]) for s in states)
         if settled > before:
             before, since = settled, time.monotonic()
@@ -188,24 +215,35 @@ def _last_states(writers: Sequence[Any], shards: int) -> list[dict[str, Any]]:
         time.sleep(0.1)
 
 
-def _follow(receipts: Any, shards: int, writers: Sequence[Any]) -> None:
+def _account(states: Sequence[dict[str, Any]], totals: Totals) -> None:
+    """Counts what the writers tell of."""
+    for state in states:
+        counts = {"images": state["rows"], "quarantined": state["quarantined"]}
+        totals.tell(state["writer"], state["spent"] | counts)
+        peak(encoder_memory=state["encoder_memory"])
+
+
+def _follow(receipts: Any, shards: int, told: Told, totals: Totals) -> None:
     """Draws the stream to its end and shows how far it is."""
     start = asked = time.monotonic()
     images = 0
-    with Progress("embed", shards, "shards") as progress:
+    with timed("flow"), Progress("embed", shards, "shards") as progress:
         for receipt in receipts:
             for error in filter(None, receipt["error"]):
                 raise ValueError(error)
-            images += int(receipt["rows"].sum())
             now = time.monotonic()
+            if not images:
+                add(start=now - start)
+            images += int(receipt["rows"].sum())
             if now - asked >= 1.0:
                 asked = now
-                _show(progress, images / (now - start), writers)
-        _show(progress, images / (time.monotonic() - start), writers)
+                _show(progress, images / (now - start), told, totals)
+        _show(progress, images / (time.monotonic() - start), told, totals)
 
 
-def _show(progress: Progress, rate: float, writers: Sequence[Any]) -> None:
-    states = _states(writers)
+def _show(progress: Progress, rate: float, told: Told, totals: Totals) -> None:
+    states = told.ask()
+    _account(states, totals)
     shards, rows, bad = (sum(s[k] for s in states) for k in ("shards", "rows", "quarantined"))
     progress.update(shards, f"{rows} images, {rate:.0f} images/s, {bad} quarantined")
 
@@ -220,27 +258,34 @@ class _Reader:
         max_pixels: int,
         batch_size: int,
         writers: Sequence[Any],
+        attempts: Any,
     ):
         self._shards = ray.put(shards)
         self._preprocess, self._max_pixels = preprocess, max_pixels
-        self._batch_size, self._writers = batch_size, writers
+        self._batch_size, self._writers, self._attempts = batch_size, writers, attempts
 
     def __call__(self, batch: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
         number = int(batch["item"][0])
         shard = ray.get(self._shards)[number]
         writer = self._writers[number % len(self._writers)]
+        remedy = f"{_MORE_MEMORY}embed.max_pixels or compute.batch_size"
+        if reason := given_up(self._attempts, f"read {shard.name}", "its reader", remedy):
+            ray.wait([writer.unreadable.remote(shard.name, reason)])
+            return
         faults: list[tuple[str, str]] = []
         rows, total = [], 0
-        fault = ""
+        fault, clock = "", _ReaderClock()
         try:
-            for sample in self._samples(shard):
+            for sample in self._samples(shard, clock):
                 try:
                     rows.append(self._row(sample))
                 except BadImage as error:
                     faults.append((sample.key, str(error)))
                     continue
                 if len(rows) == self._batch_size:
-                    yield self._block(rows, number, total)
+                    block = self._block(rows, number, total)
+                    with clock.stopped():
+                        yield block
                     total += len(rows)
                     rows = []
         except ShardError as error:
@@ -249,13 +294,22 @@ class _Reader:
             ray.wait([writer.unreadable.remote(shard.name, f"{type(error).__name__}: {error}")])
             return
         if rows:
-            yield self._block(rows, number, total)
+            block = self._block(rows, number, total)
+            with clock.stopped():
+                yield block
             total += len(rows)
-        ray.wait([writer.finish.remote(shard, total, faults, fault)])
+        ray.wait([writer.finish.remote(shard, total, faults, fault, clock.spent())])
 
-    def _samples(self, shard: Shard) -> Iterator[Sample]:
-        with locate(shard.uri).open_stream() as stream:
-            yield from read_samples(stream, shard.size, IMAGE_EXTENSIONS.__contains__)
+    def _samples(self, shard: Shard, clock: "_ReaderClock") -> Iterator[Sample]:
+        start = time.perf_counter()
+        with self._open(shard) as stream:
+            clock.opened = time.perf_counter() - start
+            clock.stream = metered = MeteredStream(stream)
+            source = cast(BinaryIO, metered)  # of which only `read` is asked
+            yield from read_samples(source, shard.size, IMAGE_EXTENSIONS.__contains__)
+
+    def _open(self, shard: Shard) -> BinaryIO:
+        return locate(shard.uri).open_stream()
 
     def _row(self, sample: Sample) -> tuple[Any, ...]:
         if sample.repeated:
@@ -287,6 +341,28 @@ class _Reader:
         return block
 
 
+class _ReaderClock:
+    """What one shard took: the store's share is to open it and wait for its bytes; the rest is
+    decoding, less the time in which a block waited to be taken."""
+
+    def __init__(self) -> None:
+        self._start, self._waited = time.perf_counter(), 0.0
+        self.opened = 0.0
+        self.stream: MeteredStream | None = None
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - start
+
+    def spent(self) -> dict[str, float]:
+        read = self.opened + (self.stream.seconds if self.stream else 0.0)
+        whole = time.perf_counter() - self._start - self._waited
+        size = self.stream.size if self.stream else 0
+        return {"bytes": size, "read": read, "decode": max(0.0, whole - read)}
+
+
 class _EncodeBlock:
     """Embeds one block of one shard and hands the rows to the shard's writer.
 
@@ -302,40 +378,67 @@ class _EncodeBlock:
         dtype: str,
         names: list[str],
         writers: Sequence[Any],
+        attempts: Any,
     ):
         import torch  # here, so that decoders do without its hundreds of megabytes
 
         from coreset_ray.models.encoders import Encoder
 
         torch.set_num_threads(1)
+        self._attempts, remedy = attempts, f"{_MORE_MEMORY}compute.encoders"
+        start = f"start {ray.get_runtime_context().get_actor_id()}"
         self._error = ""
+        self._lost = given_up(attempts, start, "an encoder, as it started,", remedy)
+        if self._lost:
+            return
         try:
+            specs = [at_hand(spec) for spec in specs]
             self._encoder = Encoder(specs, device=plan.device, precision=precision)
-        except ValueError as error:  # raised from here it would reach the user as a dead actor
+        except (ValueError, OSError) as error:  # raised here the user would see a dead actor
             self._error = str(error)
             return
+        attempts.succeeded.remote(start)
         self._dtype = np.dtype(dtype)
         self._schema = embedding_schema(self._encoder.width, dtype)
         self._places, self._batch_size = places, plan.batch_size
         self._names, self._writers = names, writers
         self._sent: Any = None
+        self._spent = Counter[str](encoders=1)
+        self._since = time.perf_counter()
 
     def __call__(self, block: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         if self._error:
             return {"rows": np.array([0]), "error": np.array([self._error])}
+        self._lap("wait")
         number = int(block["shard"][0])
         assert (block["shard"] == number).all(), "a block holds rows of one shard"
+        writer, start = self._writers[number % len(self._writers)], int(block["row"][0])
+        remedy = f"{_MORE_MEMORY}compute.batch_size or compute.encoders"
+        work = f"encode {self._names[number]} {start}"
+        what = "an encoder at its images"
+        if reason := self._lost or given_up(self._attempts, work, what, remedy):
+            ray.wait([writer.unreadable.remote(self._names[number], reason)])
+            return {"rows": np.array([0]), "error": np.array([""])}
         embedding = self._encode(block).astype(self._dtype)
         finite = np.isfinite(embedding).all(axis=1)
         faults = [(key, "its embedding holds NaN or infinity") for key in block["key"][~finite]]
         rows = self._table(self._names[number], block, embedding, np.flatnonzero(finite))
+        self._lap("encode")
         if self._sent is not None:
             ray.wait([self._sent])  # at most one hand-over under way
-        writer = self._writers[number % len(self._writers)]
+        self._lap("hand_over")
         self._sent = writer.add.remote(
-            self._names[number], int(block["row"][0]), rows, faults, self._encoder.precision_
+            *(self._names[number], start, rows, faults, self._encoder.precision_),
+            *(dict(self._spent), 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss),
         )
+        self._spent.clear()
         return {"rows": np.array([rows.num_rows]), "error": np.array([""])}
+
+    def _lap(self, phase: str) -> None:
+        """Counts the time since the last lap to this phase."""
+        now = time.perf_counter()
+        self._spent[phase] += now - self._since  # type: ignore[assignment]
+        self._since = now
 
     def _encode(self, block: dict[str, np.ndarray]) -> np.ndarray:
         pixels = [block[f"pixels_{place}"] for place in self._places]

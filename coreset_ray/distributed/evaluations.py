@@ -69,7 +69,7 @@ def evaluate_each(
         ray.put(truth["label"].to_numpy()),
     ]
     tasks = [partial(_evaluate.remote, coreset, *shared) for coreset in coresets]
-    yield from _as_they_finish(tasks, max(1, int(cluster().cpus)))
+    yield from as_they_finish(tasks, max(1, int(cluster().cpus)))
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def train_each(
     """
     shared = [ray.put(images), ray.put(truth), recipe, settings]
     tasks = [partial(_train.remote, training, *shared) for training in trainings]
-    yield from _as_they_finish(tasks, at_once)
+    yield from as_they_finish(tasks, at_once)
 
 
 def training_rows(
@@ -124,9 +124,10 @@ def training_rows(
     return joined.set_column(joined.column_names.index("label"), "label", pa.array(label))
 
 
-def _as_they_finish(
+def as_they_finish(
     tasks: Sequence[Callable[[], ray.ObjectRef]], at_once: int
 ) -> Iterator[tuple[int, Any]]:
+    """Place and answer of each task, as they finish; so many at a time."""
     waiting, running = list(enumerate(tasks))[::-1], {}
     try:
         while waiting or running:

@@ -7,7 +7,7 @@ import pyarrow as pa
 import ray
 
 from coreset_ray.core.filter import Filter, dropped_by
-from coreset_ray.core.limits import COPIES
+from coreset_ray.core.limits import check_whole
 from coreset_ray.core.pool import joined
 from coreset_ray.core.threads import one_thread
 from coreset_ray.distributed.alone import row_bytes
@@ -25,14 +25,12 @@ def write_dropped(
     parts: rows of each, in the order that numbers rows. Raises `ValueError` where the rows fit no
     machine.
     """
-    rows, each = sum(parts.values()), row_bytes(method.needs, files, next(iter(parts)))
-    most = max((memory for _, memory in cluster().nodes), default=0)
-    if (asked := COPIES * each * rows) > most:
-        raise ValueError(
-            f"select.filters: {method} holds all rows in one process: {COPIES} × {rows:,} rows × "
-            f"{each:,} bytes = {asked / 2**30:,.1f} GiB, and the largest node offers "
-            f"{most / 2**30:,.1f} GiB: leave it out, or add a larger node"
-        )
+    each = row_bytes(method.needs, files, next(iter(parts)))
+    check_whole(
+        *(sum(parts.values()), each, 1, cluster().nodes),
+        who=f"select.filters: {method}",
+        remedy="leave it out, or add a larger node",
+    )
     return ray.get(_drop.remote(method, files, list(parts), folder.uri))
 
 

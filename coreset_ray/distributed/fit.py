@@ -1,15 +1,27 @@
 """A training by Ray Train, from its name to what its first worker returns."""
 
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import ray.train
 from ray.train.torch import TorchTrainer
 
+from coreset_ray.distributed.watch import needing
+from coreset_ray.io.filesystem import locate
+
 
 class Hopeless(Exception):
     """What no retry would mend; raised by all workers at the same point."""
+
+
+@contextmanager
+def hopeless_where_refused() -> Iterator[None]:
+    """A `ValueError` about what is read, the same on every machine, is raised as `Hopeless`."""
+    try:
+        yield
+    except ValueError as error:
+        raise Hopeless(str(error)) from error
 
 
 def fit(
@@ -28,6 +40,7 @@ def fit(
     Where it catches `Hopeless` it returns {"hopeless": what was said}: Ray Train would retry what
     is raised. Raises `RuntimeError` for that, and after max_failures.
     """
+    place = locate(storage_path)
     trainer = TorchTrainer(
         work,
         train_loop_config={"job": job},
@@ -36,13 +49,17 @@ def fit(
         ),
         run_config=ray.train.RunConfig(
             name=name,
-            storage_path=storage_path if "://" in storage_path else os.path.abspath(storage_path),
+            storage_path=place.path,
+            storage_filesystem=None if place.local else place.fs,
             failure_config=ray.train.FailureConfig(max_failures=max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
         ),
     )
+    each = resources_per_worker or {"CPU": 1.0, "GPU": float(use_gpu)}
+    held = {"cpus": each.get("CPU", 0.0), "gpus": each.get("GPU", 0.0), "count": workers}
     try:
-        outcome = trainer.fit().return_value
+        with needing("training", **held):
+            outcome = trainer.fit().return_value
     except ray.train.TrainingFailedError as error:
         raise RuntimeError(f"training {name!r} failed: {error}") from error
     if outcome is None or "hopeless" in outcome:

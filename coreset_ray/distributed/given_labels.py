@@ -58,7 +58,7 @@ def write_given_labels(
     shared = ray.put({name: number for number, name in enumerate(names)})
     tasks = [_number.remote(texts.uri, part, shared, out.uri) for part in parts]
     rows = _all(tasks, "parts numbered")
-    texts.fs.delete_dir(texts.path)
+    texts.delete_folder()
     return {"names": names, "rows_of_label": np.sum(rows, axis=0).tolist()}
 
 

@@ -15,6 +15,7 @@ from coreset_ray.clustering.kmeans_fit import Ask, Clustering, Found, find
 from coreset_ray.clustering.kmeans_shard import Centers, Level, Shard
 from coreset_ray.clustering.neighbors import single_thread
 from coreset_ray.distributed.progress import Progress
+from coreset_ray.distributed.watch import needing
 from coreset_ray.io.embedding_parts import read_part, width_of
 from coreset_ray.io.filesystem import Location, locate
 from coreset_ray.io.tables import PartedTable, matrix, read_table, uid_words, write_table
@@ -69,7 +70,8 @@ def holding(
             yield ray.get(ready[0])
 
     try:
-        yield ask, list(zip(holders, held, strict=True))
+        with needing("clustering", gpus=gpus, count=len(holders)):
+            yield ask, list(zip(holders, held, strict=True))
     finally:
         for holder in holders:
             ray.kill(holder)

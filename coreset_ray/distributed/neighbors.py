@@ -11,6 +11,7 @@ import ray
 from coreset_ray.clustering.neighbors import Kind, Neighbors, best, recall, single_thread
 from coreset_ray.core.cosine import unit_rows
 from coreset_ray.distributed.progress import Progress
+from coreset_ray.distributed.watch import needing
 from coreset_ray.io.embedding_parts import read_part
 from coreset_ray.io.filesystem import Location, locate
 from coreset_ray.io.tables import PartedTable, uid_words, write_table
@@ -84,7 +85,8 @@ def find_neighbors(
     ]
     try:
         left = deque(p for p in placed if not (out / f"part-{p[0]}.parquet").exists())
-        with Progress("knn", len(parts), "parts") as progress:
+        held = needing("the search for neighbours", gpus=gpus, count=len(searchers))
+        with held, Progress("knn", len(parts), "parts") as progress:
             progress.update(done := len(parts) - len(left))
             pending: list[ray.ObjectRef] = []
             while left or pending:

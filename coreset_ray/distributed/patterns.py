@@ -17,6 +17,7 @@ from ray.util import ActorPool
 
 from coreset_ray.distributed.embed import EmbedPlan
 from coreset_ray.distributed.progress import Progress
+from coreset_ray.distributed.weights import at_hand
 from coreset_ray.io.filesystem import Location, locate
 from coreset_ray.io.part_images import read_images
 from coreset_ray.io.shards import Shard
@@ -85,7 +86,7 @@ def find_patterns(
             ray.kill(writer)
 
 
-@ray.remote(max_restarts=3, max_task_retries=3)
+@ray.remote(max_restarts=-1, max_task_retries=3)
 class _Writer:
     """Writes parts, each from its shard alone; computes with one CPU thread, since how threads
     share a sum moves digits."""
@@ -98,7 +99,7 @@ class _Writer:
         work = self.work
         if self.model is None:  # raised in __init__ an error would reach the user as a dead actor
             self.model = Patterns(
-                work.encoder, block=work.block, count=work.count, device=work.device
+                at_hand(work.encoder), block=work.block, count=work.count, device=work.device
             )
         rows = read_table(PartedTable(locate(work.table)).part(part), ["uid", "key", "sha256"])
         images = read_images(shard, rows, work.max_pixels, self.model.prepare)

@@ -40,8 +40,7 @@ def pivot(
             ready, _ = ray.wait(list(pending))
             ray.get(ready)
             progress.update(done := done + sum(pending.pop(task) for task in ready))
-    if records.exists():
-        records.fs.delete_dir(records.path)
+    records.delete_folder()
 
 
 @ray.remote(max_retries=3)

@@ -1,4 +1,4 @@
-"""Progress of a stage: a bar on a terminal, a line now and then in a log."""
+"""Progress of a stage: a bar on a terminal, a line now and then in a log, and a gauge."""
 
 import logging
 import sys
@@ -6,6 +6,9 @@ import time
 from types import TracebackType
 
 from tqdm import tqdm
+
+from coreset_ray.distributed.metrics import ProgressGauge
+from coreset_ray.telemetry.logs import structured
 
 _log = logging.getLogger("coreset_ray.progress")
 _SECONDS_BETWEEN_LINES = 10.0
@@ -20,11 +23,13 @@ class Progress:
         self._start = self._last = time.monotonic()
         self._bar = (
             tqdm(total=total, desc=stage, unit=f" {unit}", unit_scale=total > 10_000)
-            if sys.stderr.isatty()
+            if sys.stderr.isatty() and not structured()
             else None
         )
+        self._gauge = ProgressGauge(stage)
 
     def __enter__(self) -> "Progress":
+        self._gauge.__enter__()
         return self
 
     def __exit__(
@@ -33,12 +38,14 @@ class Progress:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._gauge.__exit__()
         if self._bar is not None:
             self._bar.close()
 
     def update(self, done: int, note: str = "") -> None:
         """done: units finished so far."""
         now = time.monotonic()
+        self._gauge.share = done / self.total if self.total else 1.0
         if self._bar is not None:
             self._bar.set_postfix_str(note, refresh=False)
             self._bar.update(done - self.done)
@@ -52,5 +59,6 @@ class Progress:
                 "%s: %d of %d %s%s, %.0f s spent, %.0f s left",
                 *(self.stage, done, self.total, self.unit),
                 *(f", {note}" if note else "", spent, left),
+                extra={"progress": self.stage, "done": done, "total": self.total},
             )
         self.done = done

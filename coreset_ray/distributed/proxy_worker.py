@@ -5,16 +5,16 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from coreset_ray.distributed.fit import Hopeless
+from coreset_ray.distributed.fit import Hopeless, hopeless_where_refused
 from coreset_ray.distributed.labels import read_labels
 from coreset_ray.distributed.train_loop import Training, Worker
+from coreset_ray.io.array_files import machine_folder
 from coreset_ray.io.embedding_rows import EmbeddingRows, lay_rows
 from coreset_ray.io.filesystem import locate
 from coreset_ray.io.tables import PartedTable
@@ -63,10 +63,8 @@ class _ProxyWorker(Worker):
     @cached_property
     def embedding(self) -> EmbeddingRows:
         table = PartedTable(locate(self.job.table))
-        try:
-            return lay_rows(Path(self.job.scratch) / "rows", table, self.job.parts)
-        except ValueError as error:  # the same on every machine
-            raise Hopeless(str(error)) from None
+        with hopeless_where_refused():
+            return lay_rows(machine_folder(self.job.scratch) / "rows", table, self.job.parts)
 
     def build(self) -> nn.Module:
         mean, deviation = self.embedding.mean, self.embedding.deviation

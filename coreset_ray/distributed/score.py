@@ -10,11 +10,12 @@ import ray
 from coreset_ray.core.costs import value_bytes
 from coreset_ray.core.method import PerSample, Sampled
 from coreset_ray.core.rounding import rounding_effect
-from coreset_ray.distributed import finish
+from coreset_ray.distributed import finish, metrics
 from coreset_ray.distributed.blocks import PoolFiles
 from coreset_ray.distributed.draw import Drawing
 from coreset_ray.distributed.replicas import Pool
 from coreset_ray.distributed.trial import first_rows
+from coreset_ray.distributed.watch import needing
 from coreset_ray.io.filesystem import Location, locate
 from coreset_ray.io.ledger import Ledger
 from coreset_ray.io.row_files import RowShard, row_shards
@@ -75,17 +76,21 @@ def score_draws(
     shards = layout.shards(parts)
     pool = Pool(table.folder.uri, shards, layout.cpus, layout.gpus)
     drawing = Drawing(pool, method, seed, ledger, layout.workers)
+    told = {"cpus": layout.cpus, "gpus": layout.gpus, "count": len(shards)}
     try:
         for draws in _checks(method.draws, stability):
-            records = drawing.until(draws)
-            actors = finish.gather(method, ledger, records, shards)
-            report = finish.judge(actors, draws, shards[0].pool)
+            with needing("a copy of the pool", **told):
+                records = drawing.until(draws)
+            with metrics.timed("finish"):
+                actors = finish.gather(method, ledger, records, shards)
+                report = finish.judge(actors, draws, shards[0].pool)
             if stability is not None and report["repeat"]["score"] >= stability:
                 break
     finally:
         drawing.end()
-    lowest, highest = finish.write_scores(actors, table.folder.uri, out.uri)
-    record = finish.compact(actors, ledger, records)
+    with metrics.timed("finish"):
+        lowest, highest = finish.write_scores(actors, table.folder.uri, out.uri)
+        record = finish.compact(actors, ledger, records)
     return {
         "lowest": lowest,
         "highest": highest,

@@ -2,52 +2,99 @@
 
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import ray
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayError, RayTaskError
+
+from coreset_ray.distributed.capacity import Wanted, wait_for
+from coreset_ray.distributed.losses import reason
+from coreset_ray.distributed.watch import Watch
+from coreset_ray.telemetry.logs import for_workers
 
 
 @contextmanager
-def session(address: str | None = None) -> Iterator[None]:
-    """A connection to Ray for the length of the block.
+def session(address: str | None = None, wanted: Wanted | None = None) -> Iterator[None]:
+    """A connection to Ray for the length of the block, which starts once the cluster has what is
+    wanted.
 
-    An error of a remote task leaves the block as what it was there: a `ValueError` stays one.
+    An error of a remote task leaves the block as what it was there: a `ValueError` stays one; a
+    loss that the work within does not get over leaves it as a `RuntimeError`.
     An existing connection is used as it is. Otherwise: `address`, else RAY_ADDRESS, else a
     cluster running on this machine, else a local Ray with what the machine has. Leaves running
     what it did not start.
     """
     if ray.is_initialized():
+        if wanted is not None:
+            wait_for(wanted)
         with _plain_errors():
             yield
         return
     try:
-        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+        _connect(address)
     except ConnectionError as error:
         raise ValueError(
             f"no Ray cluster answers at {address or os.environ.get('RAY_ADDRESS')!r}: {error}; "
             "start one with `ray start --head`, or unset compute.address and RAY_ADDRESS to use "
             "a local Ray"
         ) from error
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
-    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # we show our own
+    _log_with_ours()
     try:
-        with _plain_errors():
+        if wanted is not None:
+            wait_for(wanted)
+        with _plain_errors(), Watch():
             yield
     finally:
         ray.shutdown()
+
+
+def _connect(address: str | None) -> None:
+    """Workers learn of the run by their environment: a Ray that is started here hands ours down,
+    which costs nothing; one that runs already is told what to set, and starts processes anew."""
+    told, ours = for_workers(), signal.getsignal(signal.SIGTERM)
+    given = address or os.environ.get("RAY_ADDRESS") or "local"
+    environment = {"env_vars": told} if given != "local" else None
+    os.environ.update(told)
+    try:
+        ray.init(
+            address=address,
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+            runtime_env=environment,
+        )
+    finally:
+        for name in told:
+            del os.environ[name]
+    if callable(ours) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, ours)  # Ray put one in its place
+
+
+def _log_with_ours() -> None:
+    """What Ray itself has to say goes where our own lines go, if they go anywhere."""
+    root = logging.getLogger("ray")
+    if logging.root.handlers:
+        root.handlers, root.propagate = [], True
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # we show our own
 
 
 @contextmanager
 def _plain_errors() -> Iterator[None]:
     try:
         yield
-    except RayTaskError as error:
+    except RayError as error:
         cause: BaseException = error
         while isinstance(cause, RayTaskError) and cause.cause is not None:
             cause = cause.cause
+        if isinstance(cause, RayError) and not isinstance(cause, RayTaskError):
+            raise RuntimeError(
+                "a process or node of the cluster was lost, more often than is made up for; what "
+                f"is finished is kept, and the same command goes on from there: {reason(cause)}"
+            ) from error
         raise cause from error
 
 
@@ -78,7 +125,7 @@ def choose_device(wanted: str) -> str:
     gpus = cluster().gpus
     if wanted == "cuda" and not gpus:
         raise ValueError(
-            "compute.device=cuda: this Ray cluster has no GPU; use device: auto or cpu, or add "
-            "GPU nodes"
+            "compute.device=cuda: this Ray cluster has no GPU; use device: auto or cpu, add GPU "
+            "nodes, or set compute.wait_for.gpus where the cluster starts them on demand"
         )
     return "cuda" if gpus and wanted != "cpu" else "cpu"

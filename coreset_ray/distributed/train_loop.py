@@ -22,6 +22,7 @@ from coreset_ray.distributed.fit import Hopeless
 from coreset_ray.io.filesystem import Location
 from coreset_ray.models.images import EpochBatches
 from coreset_ray.models.mlp import MlpRecipe
+from coreset_ray.models.pretrain import PretrainRecipe
 from coreset_ray.models.recipe import Recipe
 
 logger = logging.getLogger(__name__)
@@ -34,7 +35,7 @@ _DROPOUT = 0xD809  # the use of random numbers
 class Training:
     """What every worker needs to know. fingerprint: of all that determines the trained model."""
 
-    recipe: Recipe | MlpRecipe
+    recipe: Recipe | MlpRecipe | PretrainRecipe
     classes: int
     seed: int
     fingerprint: str

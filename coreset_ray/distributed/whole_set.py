@@ -9,9 +9,10 @@ import numpy as np
 import ray
 
 from coreset_ray.core.alone import in_turns
-from coreset_ray.core.pool import Pool, joined
+from coreset_ray.core.pool import NEIGHBOR, Pool, joined
+from coreset_ray.core.selection import Selection
 from coreset_ray.core.threads import one_thread
-from coreset_ray.core.whole_set import Choice, Given, WholeSet, choose_among, parts_of
+from coreset_ray.core.whole_set import Given, WholeSet, choose_among, parts_of
 from coreset_ray.distributed.blocks import PoolFiles
 from coreset_ray.distributed.progress import Progress
 
@@ -40,7 +41,7 @@ def choose_from_all(
     *,
     group: str | None,
     partitions: int,
-) -> Choice:
+) -> Selection:
     """The rows chosen, by number, in their order; arguments as in `choose_greedily`.
 
     given.kept: numbers of rows that are chosen already.
@@ -53,8 +54,7 @@ def choose_from_all(
         for task in tasks:
             found.append(ray.get(task))
             progress.update(len(found))
-    chosen = in_turns(found)
-    return Choice(chosen.rows, chosen.gains, chosen.weights)
+    return in_turns(found)
 
 
 def _group(work: Any, group: int, share: int, partitions: int) -> ray.ObjectRef:
@@ -66,7 +66,7 @@ def _group(work: Any, group: int, share: int, partitions: int) -> ray.ObjectRef:
 
 
 @ray.remote(num_cpus=1, max_retries=3)
-def _choose(work: Work, group: int, k: int, partition: int | None, *first: Choice) -> Choice:
+def _choose(work: Work, group: int, k: int, partition: int | None, *first: Selection) -> Selection:
     """Of the rows of a group; those of one partition; or, given what was chosen of each, those."""
     one_thread()
     pool, number = _read(work, group, partition, first)
@@ -76,11 +76,11 @@ def _choose(work: Work, group: int, k: int, partition: int | None, *first: Choic
     found = choose_among(
         *(work.method, pool, np.arange(len(pool)), min(k, len(pool) - len(own)), work.seed, given)
     )
-    return Choice(number[found.rows], found.gains, found.weights)
+    return Selection(number[found.rows], found.gains, found.weights)
 
 
 def _read(
-    work: Work, group: int, partition: int | None, first: Sequence[Choice]
+    work: Work, group: int, partition: int | None, first: Sequence[Selection]
 ) -> tuple[Pool, np.ndarray]:
     """The rows that take part, and their numbers in the pool, ascending."""
     chosen = np.concatenate([work.given.kept, *(c.rows for c in first)]) if first else None
@@ -102,9 +102,9 @@ def _read(
 
 def _renumbered(pool: Pool, number: np.ndarray) -> Pool:
     """Neighbours counted in these rows, -1 where they are none of them."""
-    if "knn.neighbor" not in pool.columns:
+    if NEIGHBOR not in pool.columns:
         return pool
-    neighbor = pool.columns["knn.neighbor"]
+    neighbor = pool.columns[NEIGHBOR]
     place = np.searchsorted(number, neighbor).clip(max=max(len(number) - 1, 0))
     here = number[place] == neighbor
-    return Pool(pool.uid, {**pool.columns, "knn.neighbor": np.where(here, place, -1)})
+    return Pool(pool.uid, {**pool.columns, NEIGHBOR: np.where(here, place, -1)})

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from coreset_ray.core.exact import dots, mean_row, unit_rows, whole_sum
+from coreset_ray.core.exact import dots, grid_rows, mean_row, whole_sum
 from coreset_ray.core.filter import Filter, farthest
 from coreset_ray.core.nearest import squares
 from coreset_ray.core.pool import Pool
@@ -33,7 +33,7 @@ class Hypersphere(Filter):
         check_share("share", self.share)
 
     def drop(self, pool: Pool) -> np.ndarray:
-        rows = unit_rows(pool["embedding"])
+        rows = grid_rows(pool["embedding"])
         mean = mean_row(whole_sum(rows), len(rows))
         return farthest(
             squares(rows) - 2 * dots(rows, mean[None])[:, 0], hardest(self.share, len(rows))

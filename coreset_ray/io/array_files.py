@@ -10,6 +10,25 @@ from typing import Any
 
 import numpy as np
 
+from coreset_ray.io.full_disk import naming
+
+_ELSEWHERE = "compute.scratch"
+
+
+def machine_folder(name: str) -> Path:
+    """A folder of this machine. One that begins with $NAME lies where this machine's environment
+    says, as that of a batch system does; `ValueError` where it says nothing."""
+    variable, _, rest = name.partition("/")
+    if not variable.startswith("$"):
+        return Path(name)
+    place = os.environ.get(variable.strip("${}"))
+    if not place:
+        raise ValueError(
+            f"compute.scratch begins with {variable}, which is not set on {os.uname().nodename}: "
+            "set it on every node before Ray starts there, or name a folder"
+        )
+    return Path(place, rest)
+
 
 @contextlib.contextmanager
 def sole(folder: Path) -> Iterator[None]:
@@ -36,13 +55,18 @@ class ArrayWriter:
         """Puts a piece, contiguous and of the file's dtype, at a place and what follows it."""
         place = (row * self.shape[1] + column) * self.kind.itemsize
         left = np.ascontiguousarray(piece, self.kind).data.cast("B")
-        while left:
-            done = os.pwrite(self.file.fileno(), left, self.start + place)
-            left, place = left[done:], place + done
+        with naming(self.path, _ELSEWHERE):
+            while left:
+                done = os.pwrite(self.file.fileno(), left, self.start + place)
+                left, place = left[done:], place + done
 
-    def __exit__(self, *error: object) -> None:
-        os.fsync(self.file.fileno())
-        self.file.close()
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        with self.file:
+            if kind is None:
+                with naming(self.path, _ELSEWHERE):
+                    os.fsync(self.file.fileno())
+        if kind is not None:  # so much of it as there is stands in the way of all else
+            self.path.unlink(missing_ok=True)
 
 
 def open_array(path: Path) -> np.ndarray:
@@ -51,5 +75,24 @@ def open_array(path: Path) -> np.ndarray:
 
 
 def create_array(path: Path, kind: Any, shape: tuple[int, ...]) -> np.memmap:
-    """A new file of this dtype and shape, memory-mapped."""
-    return np.lib.format.open_memmap(path, mode="w+", dtype=kind, shape=shape)
+    """A new file of this dtype and shape, memory-mapped, with all its room on the disk.
+
+    Raises `FullDisk` where there is too little. Without that a page written through the map of a
+    sparse file would end the process, with a bus error and not a word.
+    """
+    try:
+        with naming(path, _ELSEWHERE):
+            array = np.lib.format.open_memmap(path, mode="w+", dtype=kind, shape=shape)
+            with path.open("r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+    return array
+
+
+def write_array(path: Path, values: np.ndarray) -> None:
+    """A new .npy file of these values."""
+    array = create_array(path, values.dtype, values.shape)
+    array[...] = values
+    array.flush()

@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ import pyarrow.parquet as pq
 from coreset_ray.io.degrade import Degrade
 from coreset_ray.io.degrade_image import blank, changed, draw_changes, noise
 from coreset_ray.io.degrade_plan import BLANK, NOISE, OFF_TOPIC, Plan, plan_pool
-from coreset_ray.io.filesystem import locate
+from coreset_ray.io.filesystem import Location
 from coreset_ray.io.images import BadImage, decode
 from coreset_ray.io.shards import IMAGE_EXTENSIONS
 from coreset_ray.io.source_sample import Sample, Source, Split
@@ -107,17 +106,17 @@ def degraded(
 
 
 def write_degraded(
-    pool: DegradedPool, out: Path, *, per_shard: int = 1000
-) -> tuple[list[Path], dict[str, int]]:
+    pool: DegradedPool, out: Location, *, per_shard: int = 1000
+) -> tuple[list[Location], dict[str, int]]:
     """Writes `out/train/00000.tar`, … and then `out/truth.parquet`. Returns the shards, and how
     many images of each kind there are."""
     kinds: Counter[str] = Counter()
     with (
-        (locate(out) / "truth.parquet").replacing() as sink,
+        (out / "truth.parquet").replacing() as sink,
         pq.ParquetWriter(sink, TRUTH, compression="zstd") as writer,
     ):
         samples = _recorded(pool, per_shard, writer, kinds)
-        shards = write_shards(samples, out / "train", per_shard=per_shard)
+        shards = write_shards(samples, (out / "train").uri, per_shard=per_shard)
     return shards, dict(sorted(kinds.items()))
 
 

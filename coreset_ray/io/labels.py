@@ -40,8 +40,7 @@ def label_mark(source: str, setting: str = "evaluate.labels") -> list[int]:
     """What changes when a labels file does; nothing for `cls`. `ValueError` if it is not there."""
     if source == "cls":
         return []
-    location = _file(source, setting)
-    info = location.fs.get_file_info(location.path)
+    info = _file(source, setting).info()
     return [info.size or 0, info.mtime_ns or 0]
 
 
@@ -112,7 +111,7 @@ def _as_text(names: list[str]) -> csv.ConvertOptions:
 def _file(path: str, setting: str) -> Location:
     location = locate(path)
     if not location.exists():
-        raise ValueError(f"{setting}={path!r} does not exist: give `cls` or a CSV file")
+        raise ValueError(f"{setting}={path!r} does not exist or is empty: give `cls` or a CSV file")
     return location
 
 

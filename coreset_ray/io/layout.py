@@ -3,7 +3,6 @@ embedding parts and memory-mapped by every process that works on it."""
 
 import contextlib
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +10,8 @@ import numpy as np
 
 from coreset_ray.core.columns import Columns, Spread, assemble, code_shape, fill_codes
 from coreset_ray.core.pool import check_finite
-from coreset_ray.io.array_files import ArrayWriter, create_array, open_array
+from coreset_ray.io.array_files import ArrayWriter, create_array, open_array, write_array
+from coreset_ray.io.filesystem import locate
 from coreset_ray.io.tables import PartedTable, matrix, read_blocks, uid_words
 
 _FLOAT16_END = 65_520.0  # from here on float16 rounds to infinity
@@ -79,11 +79,9 @@ def write_index(folder: Path, spread: Spread, sample: np.ndarray, rows: int) -> 
     code = create_array(folder / "code.npy", np.uint8, code_shape(value))
     fill_codes(value, spread, code)
     code.flush()
-    np.save(folder / "sample.npy", sample)
-    np.save(folder / "spread.npy", np.stack([getattr(spread, name) for name in _SPREAD]))
-    partial = folder / "layout.partial"
-    partial.write_text(json.dumps({"rows": rows}))
-    os.replace(partial, folder / "layout.json")
+    write_array(folder / "sample.npy", sample)
+    write_array(folder / "spread.npy", np.stack([getattr(spread, name) for name in _SPREAD]))
+    (locate(folder) / "layout.json").write_json({"rows": rows})
 
 
 def is_finished(folder: Path) -> bool:

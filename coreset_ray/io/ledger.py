@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
-from pyarrow import fs as pafs
 
 from coreset_ray.io.filesystem import Location
 
@@ -62,7 +61,8 @@ class Ledger:
 
     def read_sum(self, file: SumFile, wanted: Iterable[str]) -> dict[str, np.ndarray]:
         """The sum over the rows of each of these parts that the file holds."""
-        with (self.folder / file.name).open_file() as source:
+        place = self.folder / file.name
+        with place.told(), place.open_file() as source:
             total = np.load(io.BytesIO(source.read()), allow_pickle=False)
         ends = np.cumsum(file.rows)
         places = dict(zip(file.parts, zip(ends - file.rows, ends, strict=True), strict=True))
@@ -107,12 +107,10 @@ class Ledger:
         return [_record((self.folder / name).read_json()) for name in found]
 
     def _names(self) -> list[str]:
-        selector = pafs.FileSelector(self.folder.path, allow_not_found=True)
-        return [info.base_name for info in self.folder.fs.get_file_info(selector)]
+        return [info.base_name for info in self.folder.listing() if info.size]
 
     def _delete(self, name: str) -> None:
-        if (self.folder / name).exists():
-            self.folder.fs.delete_file((self.folder / name).path)
+        (self.folder / name).delete()
 
 
 def new_name() -> str:

@@ -21,8 +21,9 @@ class OpenFiles:
                 self._open.pop(oldest).close()
             self._open[path] = locate(path).open_file()
         source = self._open[path]
-        source.seek(offset)
-        return source.read(size)
+        with locate(path).told():
+            source.seek(offset)
+            return source.read(size)
 
     def close(self) -> None:
         for source in self._open.values():

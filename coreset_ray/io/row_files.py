@@ -1,13 +1,14 @@
 """The rows of one shard of a pool, laid out by dimension in files of this machine."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from coreset_ray.core.columns import Columns, Spread, blocks, extremes_of, moments_of, sample_of
 from coreset_ray.core.ranks import count_digits, ordered_bits
-from coreset_ray.io.array_files import sole
+from coreset_ray.io.array_files import machine_folder, sole
 from coreset_ray.io.layout import (
     is_finished,
     open_columns,
@@ -61,7 +62,11 @@ class RowFiles:
     """A shard's files, and what they tell `survey`."""
 
     def __init__(self, shard: RowShard, table: PartedTable):
-        self.shard, self.table, self.folder = shard, table, Path(shard.folder)
+        self.shard, self.table = shard, table
+
+    @cached_property
+    def folder(self) -> Path:
+        return machine_folder(self.shard.folder)
 
     def laid_out(self) -> bool:
         return is_finished(self.folder)

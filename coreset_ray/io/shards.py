@@ -1,16 +1,16 @@
 """The list of a pool's shards, and the samples inside one, read as a stream."""
 
-import glob
 import os
 import re
 import tarfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 import braceexpand
 from pyarrow import fs as pafs
 
+from coreset_ray.core.address import is_remote, join, split, with_options
 from coreset_ray.io.filesystem import Location, locate
 
 IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff"})
@@ -23,6 +23,10 @@ _BUFFER = 1 << 15
 
 # Larger members are located, never read into memory.
 MEMBER_BYTES = 256 << 20
+
+# Of a header that says more of the next member, such as its long name; the longest path takes a
+# quarter. Some versions of the library take time and memory by the square of it.
+_EXTENSION_BYTES = 16 << 10
 
 REPEATED = "this key was seen before in the shard"
 
@@ -64,16 +68,21 @@ class Sample:
         return next((m for e, m in self.members.items() if e in IMAGE_EXTENSIONS), None)
 
 
-def list_shards(entries: Iterable[str], root: str | None = None) -> list[Shard]:
+def list_shards(
+    entries: Iterable[str], root: str | None = None, options: Mapping[str, str] | None = None
+) -> list[Shard]:
     """Every shard the entries name, in ascending order of name.
 
     entries: tar files, globs, brace ranges, folders (all *.tar below), or @FILE with one entry a
     line. A shard's name is its path relative to `root`, by default to the folder its entry
-    names. Raises `ValueError` for an entry that names nothing and for two shards of one name.
+    names. options: of every entry, a list's too, and of the root, where these are in a store and
+    do not say otherwise themselves. Raises `ValueError` for an entry that names nothing and for
+    two shards of one name.
     """
     found: dict[str, Shard] = {}
-    base = None if root is None else locate(root).path
-    for entry in _expand(entries):
+    shared = options or {}
+    base = None if root is None else locate(with_options(root, shared)).path
+    for entry in _expand(entries, shared):
         for folder, location, info in _files(entry):
             name = _relative(location.path, base if base is not None else folder, entry)
             shard = Shard(name, location.uri, info.size, info.mtime_ns or 0)
@@ -101,6 +110,8 @@ def read_samples(
     try:
         with tarfile.open(fileobj=stream, mode="r|", bufsize=_BUFFER, tarinfo=_Header) as tar:
             for info in tar:
+                # The library would keep every header that it has read.
+                tar.members = []  # type: ignore[attr-defined]
                 match = _MEMBER.match(_text(info.name)) if info.isreg() else None
                 if match is None or info.issparse():
                     _refuse_longer(tar, size)
@@ -120,19 +131,37 @@ def read_samples(
         yield current
 
 
+_EXTENSIONS = (
+    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
+    *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
+)
+
+
 class _Header(tarfile.TarInfo):
     """A header that must be valid: the library takes a broken one in mid-file for the end."""
 
     @classmethod
     def fromtarfile(cls, tarfile_: tarfile.TarFile) -> tarfile.TarInfo:
         try:
-            return super().fromtarfile(tarfile_)
+            info = super().fromtarfile(tarfile_)
+            if info.size < 0:
+                raise tarfile.ReadError(f"a size of {info.size} at byte {info.offset}")
+            return info
         except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
             raise  # the end-of-archive mark
         except tarfile.HeaderError as error:
             raise tarfile.ReadError(f"{error} at byte {tarfile_.offset}") from error
-        except (ValueError, IndexError, OverflowError) as error:  # a malformed pax record
+        except (ValueError, IndexError, OverflowError, RecursionError) as error:
+            # a malformed pax record, or a thousand headers for one member
             raise tarfile.ReadError(f"bad header at byte {tarfile_.offset}: {error}") from error
+
+    def _proc_member(self, tarfile_: tarfile.TarFile) -> tarfile.TarInfo:
+        if self.type in _EXTENSIONS and not 0 <= self.size <= _EXTENSION_BYTES:
+            raise tarfile.ReadError(
+                f"a header of {self.size} bytes at byte {tarfile_.offset}, more than "
+                f"{_EXTENSION_BYTES}"
+            )
+        return super()._proc_member(tarfile_)  # type: ignore[misc]
 
 
 def _refuse_longer(tar: tarfile.TarFile, size: int) -> None:
@@ -174,43 +203,46 @@ def _reason(error: Exception, size: int) -> str:
     return f"ends early ({text})" if early else f"not a whole tar file ({text})"
 
 
-def _expand(entries: Iterable[str]) -> Iterator[str]:
+def _expand(entries: Iterable[str], options: Mapping[str, str]) -> Iterator[str]:
     for entry in entries:
         if entry.startswith("@"):
-            location = locate(entry[1:])
-            if location.fs.get_file_info(location.path).type != pafs.FileType.File:
-                raise ValueError(f"pool.shards: the list {entry[1:]!r} does not exist")
+            location = locate(with_options(entry[1:], options))
+            if location.info().type != pafs.FileType.File:
+                raise ValueError(f"pool.shards: the list {str(location)!r} does not exist")
             with location.open_stream() as stream:
                 lines = [line.strip() for line in stream.read().decode("utf-8").splitlines()]
-            yield from _expand(line for line in lines if line and not line.startswith("#"))
+            listed = (line for line in lines if line and not line.startswith("#"))
+            yield from _expand(listed, options)
         elif "{" in entry:
-            yield from braceexpand.braceexpand(entry)
+            yield from (with_options(e, options) for e in braceexpand.braceexpand(entry))
         else:
-            yield entry
+            yield with_options(entry, options)
 
 
 def _files(entry: str) -> Iterator[tuple[str, Location, pafs.FileInfo]]:
     """The entry's folder, and each file it names."""
-    wild = glob.has_magic(entry)
-    fixed = entry if not wild else os.path.dirname(entry[: re.search(r"[*?\[]", entry).start()])  # type: ignore[union-attr]
-    location = locate(fixed or ".")
-    info = location.fs.get_file_info(location.path)
-    if not wild and info.type == pafs.FileType.File:
+    entry, options = split(entry) if is_remote(entry) else (entry, {})
+    first = re.search(r"[*?\[]", entry)
+    fixed = entry if first is None else os.path.dirname(entry[: first.start()])
+    location = locate(join(fixed or ".", options))
+    info = location.info()
+    if first is None and info.type == pafs.FileType.File:
         yield os.path.dirname(location.path), location, info
         return
     if info.type != pafs.FileType.Directory:
         raise ValueError(f"pool.shards: {entry!r} does not exist")
-    pattern = _glob_pattern(locate(entry).path) if wild else re.compile(r".*\.tar")
-    selector = pafs.FileSelector(location.path, recursive=True)
+    pattern = re.compile(r".*\.tar")
+    if first is not None:
+        pattern = _glob_pattern(locate(join(entry, options)).path)
     matches = [
         i
-        for i in location.fs.get_file_info(selector)
+        for i in location.listing(recursive=True)
         if i.type == pafs.FileType.File and pattern.fullmatch(i.path)
     ]
     if not matches:
         raise ValueError(f"pool.shards: {entry!r} holds no shard (*.tar)")
     for match in matches:
-        yield location.path, Location(location.fs, match.path), match
+        yield location.path, location / match.path[len(location.path.rstrip("/")) + 1 :], match
 
 
 def _glob_pattern(path: str) -> re.Pattern[str]:

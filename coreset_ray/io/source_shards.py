@@ -1,11 +1,11 @@
 """WebDataset shards that exist as a source: original bytes and every sidecar, at any position."""
 
-import glob
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import PurePath
 
+from coreset_ray.core.address import is_remote, join, split
 from coreset_ray.io.filesystem import locate
 from coreset_ray.io.open_files import OpenFiles
 from coreset_ray.io.shards import IMAGE_EXTENSIONS, Shard, ShardError, list_shards, read_samples
@@ -49,8 +49,10 @@ def open_shards(source: str) -> Source:
 
     ValueError: no shards, a shard that is no whole tar file, a key twice in a shard, no images.
     """
-    wild = _first_wild(source) if not os.path.isdir(source) else None
-    root = None if wild is None else os.path.dirname(source[:wild]) or "."
+    wild, root = _first_wild(source) if not os.path.isdir(source) else None, None
+    if wild is not None:
+        options = split(source)[1] if is_remote(source) else {}
+        root = join(os.path.dirname(source[:wild]) or ".", options)
     try:
         shards = list_shards([source], root)
     except ValueError as error:
@@ -75,9 +77,8 @@ def open_shards(source: str) -> Source:
 
 def _first_wild(source: str) -> int | None:
     """Where a glob or brace range begins."""
-    if not glob.has_magic(source) and "{" not in source:
-        return None
-    return next(i for i, letter in enumerate(source) if letter in "*?[{")
+    address = split(source)[0] if is_remote(source) else source
+    return next((i for i, letter in enumerate(address) if letter in "*?[{"), None)
 
 
 def _entries(shard: Shard) -> Iterator[_Entry]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from coreset_ray.io.degrade import Degrade
 from coreset_ray.io.degrade_pool import degraded, write_degraded
+from coreset_ray.io.filesystem import Location, locate
 from coreset_ray.io.source_digits import digits_samples, open_digits
 from coreset_ray.io.source_folder import folder_samples, open_folder
 from coreset_ray.io.source_sample import Sample, Source
@@ -55,9 +56,9 @@ def make_shards(
     `out` that already holds shards or lies in the source, settings that the source cannot meet. A
     message names value and remedy.
     """
-    out = Path(out)
     check_per_shard(per_shard)
-    refuse_shards_in(out)
+    place = locate(out)
+    refuse_shards_in(place)
     if off_topic is not None and degrade is None:
         raise ValueError(f"the off-topic source {off_topic!r} is for a degraded pool: set degrade")
     sources = [source] if off_topic is None else [source, off_topic]
@@ -66,30 +67,32 @@ def make_shards(
             f"root and download are for 'torchvision:…' and are ignored for {source!r}",
             stacklevel=2,
         )
-    opened, *other = [_open(s, out, seed=seed, root=root, download=download) for s in sources]
+    opened, *other = [_open(s, place, seed=seed, root=root, download=download) for s in sources]
     _check_classes(opened.classes)
     splits, counts, kinds = dict(opened.splits), {}, {}
     if degrade is not None:
         pool = degraded(opened, degrade, *other, shuffle=shuffle)
         del splits["train"]
-        shards, kinds = write_degraded(pool, out, per_shard=per_shard)
+        shards, kinds = write_degraded(pool, place, per_shard=per_shard)
         counts["train"] = {"samples": len(pool), "shards": len(shards)}
     for name, split in splits.items():
         samples = split.shuffled(seed) if shuffle else iter(split)
-        shards = write_shards(samples, out / name, per_shard=per_shard)
+        shards = write_shards(samples, (place / name).uri, per_shard=per_shard)
         counts[name] = {"samples": split.size, "shards": len(shards)}
     if opened.classes:
-        _write_classes(out / "classes.txt", opened.classes)
+        _write_classes(place / "classes.txt", opened.classes)
     found = {"splits": counts, "classes": list(opened.classes), "ignored": opened.ignored}
     return found | ({"degraded": kinds} if kinds else {})
 
 
-def _open(source: str, out: Path, *, seed: int, root: str | Path | None, download: bool) -> Source:
+def _open(
+    source: str, out: Location, *, seed: int, root: str | Path | None, download: bool
+) -> Source:
     if source.startswith(_TORCHVISION):
         return open_torchvision(source.removeprefix(_TORCHVISION), root, download=download)
     if source == "digits":
         return open_digits(seed=seed)
-    if out.resolve().is_relative_to(Path(source).resolve()):
+    if out.local and Path(out.path).resolve().is_relative_to(Path(source).resolve()):
         raise ValueError(
             f"output {str(out)!r} lies in the source {source!r} and would become part of it: "
             "choose a folder outside"
@@ -103,8 +106,7 @@ def _check_classes(classes: tuple[str, ...]) -> None:
             raise ValueError(f"class name {name!r} does not fit on one line: rename its folder")
 
 
-def _write_classes(path: Path, classes: tuple[str, ...]) -> None:
+def _write_classes(file: Location, classes: tuple[str, ...]) -> None:
     """One name a line; the line's number, from 0, is the class index."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text("\n".join(classes) + "\n", encoding="utf-8", errors="surrogateescape")
-    partial.replace(path)
+    with file.replacing() as sink:
+        sink.write(("\n".join(classes) + "\n").encode(errors="surrogateescape"))

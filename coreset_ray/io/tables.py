@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pyarrow import fs as pafs
 
 from coreset_ray.io.filesystem import Location
 from coreset_ray.io.shards import Shard
@@ -88,16 +87,29 @@ def write_table(location: Location, table: pa.Table) -> None:
         pq.write_table(table, sink, compression="zstd")
 
 
+def write_manifest(
+    location: Location, identity: pa.Table, score: np.ndarray, weight: np.ndarray, reason: str
+) -> None:
+    """The manifest of images in the order of their rank. identity: uid, shard and key of each;
+    score, weight: (k,) float64."""
+    table = identity.select(["uid", "shard", "key"])
+    table = table.append_column("rank", pa.array(np.arange(len(score))))
+    table = table.append_column("score", pa.array(score))
+    table = table.append_column("weight", pa.array(weight))
+    reasons = pa.array([reason] * len(score), pa.string())
+    write_table(location, table.append_column("reason", reasons).cast(MANIFEST))
+
+
 def read_table(location: Location, columns: Sequence[str] | None = None) -> pa.Table:
     """The named columns of a Parquet file."""
-    with location.open_file() as source:
+    with location.told(), location.open_file() as source:
         return pq.read_table(source, columns=list(columns) if columns is not None else None)
 
 
 def read_blocks(location: Location, columns: Sequence[str], size: int) -> Iterator[pa.Table]:
     """The same, in blocks of consecutive rows that take about so many bytes, one at a time in
     memory."""
-    with location.open_file() as source:
+    with location.told(), location.open_file() as source:
         file = pq.ParquetFile(source, buffer_size=1 << 20, pre_buffer=False)
         sizes = file.metadata.row_group(0) if file.num_row_groups else None
         each = max(1, sizes.total_byte_size // max(1, sizes.num_rows)) if sizes else 1
@@ -147,14 +159,16 @@ class PartedTable:
 
     def committed(self, shards: Iterable[Shard]) -> dict[str, Commit]:
         """The commit record of each shard that has one, by the shard's name."""
-        folder = self.folder / "parts"
-        selector = pafs.FileSelector(folder.path, allow_not_found=True)
-        present = {info.base_name for info in folder.fs.get_file_info(selector)}
+        present = {info.base_name for info in (self.folder / "parts").listing() if info.size}
         names = {s.name: part_name(s) for s in shards}
         found = {n: self._record(p) for n, p in names.items() if f"{p}.done.json" in present}
         with ThreadPoolExecutor(16) as pool:  # in an object store each read is a round trip
             records = pool.map(Location.read_json, found.values())
             return {name: Commit(**record) for name, record in zip(found, records, strict=True)}
+
+    def holds(self, name: str) -> bool:
+        """Whether the part of this name is committed."""
+        return self._record(name).exists()
 
     def _record(self, name: str) -> Location:
         return self.folder / "parts" / f"{name}.done.json"

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from coreset_ray.io.filesystem import Location, locate
+from coreset_ray.io.published import Published
 from coreset_ray.io.tables import Commit
 
 
@@ -37,6 +38,19 @@ class Workspace:
     def stage(self, kind: str, name: str, fingerprint: str) -> Stage:
         """kind: embeddings, scores, selections, exports, evaluations."""
         return Stage(self.root / kind / f"{name}-{fingerprint}")
+
+    def published(self, name: str) -> Published:
+        """The versions of a standing selection."""
+        return Published(self.root / "selections" / name)
+
+    @property
+    def lease(self) -> Location:
+        """The folder of the lease that one run at a time holds."""
+        return self.root / "lease"
+
+    def summary(self, run: str) -> Location:
+        """Where the record of a run lies. run: its id."""
+        return self.root / "runs" / run / "summary.json"
 
     def snapshot(self, fingerprint: str) -> Location:
         return self.root / "snapshots" / f"{fingerprint}.json"

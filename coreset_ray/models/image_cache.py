@@ -32,6 +32,8 @@ class ImageCache:
         folder.mkdir(parents=True)
         self.folder = folder
         np.lib.format.open_memmap(folder / "index.npy", "w+", _ENTRY, (rows,)).flush()
+        with (folder / "index.npy").open("r+b") as file:  # or a full disk is a bus error later
+            os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
         self._open()
 
     def _open(self) -> None:

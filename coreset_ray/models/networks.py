@@ -49,10 +49,10 @@ def load_with_width(spec: EncoderSpec) -> tuple[nn.Module, int]:
     load = {"torchvision": _torchvision, "timm": _timm, "open_clip": _open_clip}[entry.library]
     with torch.random.fork_rng(devices=[]):  # initial values, overwritten, must not cost randomness
         model = load(spec, entry, file).eval().requires_grad_(False)
-    return model, _width(model, spec)
+    return model, width_of(model, spec)
 
 
-def _width(model: nn.Module, spec: EncoderSpec) -> int:
+def width_of(model: nn.Module, spec: EncoderSpec) -> int:
     size = preprocess_of(spec).size
     try:
         with torch.inference_mode():
@@ -89,14 +89,20 @@ def _torchvision(spec: EncoderSpec, entry: Published, file: Path | None) -> nn.M
         state = _from_file(spec, file, model)
     if entry.model.startswith("densenet"):
         state = _modern_densenet(state)
+    head = without_head(model)
+    load_tensors(model, _without(state, {f"{head}.weight", f"{head}.bias"}), file or entry.file)
+    return model
+
+
+def without_head(model: nn.Module) -> str:
+    """The name of torchvision's classifier, which an identity replaces."""
     head = [
         name
         for name, layer in model.named_modules()
         if 1000 in (getattr(layer, "out_features", 0), getattr(layer, "out_channels", 0))
     ][-1]
     model.set_submodule(head, nn.Identity())
-    load_tensors(model, _without(state, {f"{head}.weight", f"{head}.bias"}), file or entry.file)
-    return model
+    return head
 
 
 def _modern_densenet(state: "OrderedDict[str, Any]") -> "OrderedDict[str, Any]":

@@ -10,6 +10,7 @@ from urllib.parse import urlparse
 
 LIBRARIES = ("torchvision", "timm", "open_clip")
 MATCHES = ("names", "order")
+PRETRAINED = "pretrained"  # the weights that `coreset-ray pretrain` made of the pool
 
 
 @dataclass(frozen=True)
@@ -20,8 +21,8 @@ class EncoderSpec:
         weights), "timm:NAME" (NAME may carry a tag: "tf_efficientnet_lite0.in1k"), or
         "open_clip:MODEL/TAG" ("open_clip:ViT-L-14/openai").
     weights: None, the weights the library publishes, downloaded and cached by it; a file (.pth,
-        .pt, .bin, .safetensors); or "package:MODULE/relative/file.pth", a file that an installed
-        package ships.
+        .pt, .bin, .safetensors); "package:MODULE/relative/file.pth", a file that an installed
+        package ships; or, in a configuration, "pretrained", what was learned from the pool itself.
     match: "names", the file's tensors carry the model's names, all of them (the classifier's do not
         matter); "order", they fit the model's, classifier included, one by one in order.
     input_size: pixels of the square input; None, what the library's description says.
@@ -64,7 +65,7 @@ class EncoderSpec:
 
 def absolute(spec: EncoderSpec) -> EncoderSpec:
     """The spec with a local weights path that means the same in any working directory."""
-    if spec.weights is None or spec.weights.startswith("package:"):
+    if spec.weights is None or spec.weights.startswith("package:") or "://" in spec.weights:
         return spec
     return replace(spec, weights=os.path.abspath(spec.weights))
 

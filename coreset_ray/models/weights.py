@@ -133,6 +133,13 @@ def _read(path: Path) -> Any:
         raise ValueError(f"weights file {path}: {remedy}") from error
 
 
+def write_tensors(tensors: Mapping[str, torch.Tensor]) -> bytes:
+    """The content of a .safetensors file that `read_tensors` reads."""
+    from safetensors.torch import save
+
+    return save({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
+
+
 def in_order(
     tensors: Mapping[str, torch.Tensor], model: nn.Module, path: Path
 ) -> "OrderedDict[str, torch.Tensor]":

@@ -146,6 +146,10 @@ class BlindCS(Sampled):
                 f"dimensions vary over the pool; set dims to at most {live}"
             )
 
+    def draw_bytes(self, rows: int) -> float:
+        """One byte of each row in each of its dimensions, once for all draws of a slice."""
+        return rows * self.dims / self.draws_per_slice
+
     def tally(self, columns: Columns, seed: int, first: int, last: int, total: np.ndarray) -> None:
         """total: for even and for odd slices, coverage in points and redundancy in 2⁻³²."""
         size = _NUMBERS // (self.dims * self.points_per_draw)

@@ -8,7 +8,8 @@ import numpy as np
 from coreset_ray.core.gradients import approach, gradients_of, predicted
 from coreset_ray.core.pool import Pool
 from coreset_ray.core.random import draw_words, unit_interval
-from coreset_ray.core.whole_set import Choice, Given, WholeSet
+from coreset_ray.core.selection import Selection
+from coreset_ray.core.whole_set import Given, WholeSet
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Badge(WholeSet):
     cost: ClassVar[str] = "O(n·(c + h)·k)"
     continues: ClassVar[bool] = True
 
-    def choose(self, pool: Pool, k: int, seed: int, given: Given) -> Choice:
+    def choose(self, pool: Pool, k: int, seed: int, given: Given) -> Selection:
         of = gradients_of(pool, predicted(pool))
         square, nearest = of.squares(), np.full(len(pool), np.inf)
         for row in given.kept:
@@ -44,7 +45,7 @@ class Badge(WholeSet):
             gains[i] = square[row] if start else nearest[row]
             approach(of.residual, of.feature, of.length, square, row, nearest)
             free[row] = False
-        return Choice(rows, gains, np.ones(k))
+        return Selection(rows, gains, np.ones(k))
 
 
 def _drawn(share: np.ndarray, free: np.ndarray, uniform: float) -> int:

@@ -7,8 +7,8 @@ import numpy as np
 
 from coreset_ray.core.divergence import on_grid, row_divergences
 from coreset_ray.core.pool import Pool
-from coreset_ray.core.selection import top_rows
-from coreset_ray.core.whole_set import Choice, Given, WholeSet
+from coreset_ray.core.selection import Selection, top_rows
+from coreset_ray.core.whole_set import Given, WholeSet
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Cal(WholeSet):
         if self.neighbors < 1:
             raise ValueError(f"neighbors={self.neighbors}: expected at least 1")
 
-    def choose(self, pool: Pool, k: int, seed: int, given: Given) -> Choice:
+    def choose(self, pool: Pool, k: int, seed: int, given: Given) -> Selection:
         p, log = on_grid(pool["proxy.probability"])
         score, count = np.zeros(len(pool)), np.zeros(len(pool), int)
         for neighbor in pool["knn.neighbor"].T[: self.neighbors]:
@@ -47,4 +47,4 @@ class Cal(WholeSet):
         score /= np.maximum(count, 1)
         free = np.setdiff1d(np.arange(len(pool)), given.kept)
         best = free[top_rows(score[free], pool.uid[free], k)]
-        return Choice(best, score[best], np.ones(k))
+        return Selection(best, score[best], np.ones(k))

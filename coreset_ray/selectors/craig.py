@@ -9,7 +9,8 @@ from coreset_ray.core.covering import cover
 from coreset_ray.core.gradient_distance import nearest_alike, served_by
 from coreset_ray.core.gradients import gradients_of
 from coreset_ray.core.pool import Pool
-from coreset_ray.core.whole_set import Choice, Given, WholeSet
+from coreset_ray.core.selection import Selection
+from coreset_ray.core.whole_set import Given, WholeSet
 
 _SCALE = 2.0**30  # similarities are whole numbers of so many parts
 
@@ -34,13 +35,14 @@ class Craig(WholeSet):
     source: ClassVar[str] = "Mirzasoleiman et al., 2020, Algorithm 1"
     cost: ClassVar[str] = "O(n²·(c + h) / c)"
     seeded: ClassVar[bool] = False
+    weighs: ClassVar[bool] = True
     continues: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.neighbors < 1:
             raise ValueError(f"neighbors={self.neighbors}: expected at least 1")
 
-    def choose(self, pool: Pool, k: int, seed: int, given: Given) -> Choice:
+    def choose(self, pool: Pool, k: int, seed: int, given: Given) -> Selection:
         label = pool["proxy.label"]
         of = gradients_of(pool, label)
         neighbor, distance = nearest_alike(of, label, self.neighbors)
@@ -48,4 +50,4 @@ class Craig(WholeSet):
         worth = np.rint((1 - distance / (far or 1.0)) * _SCALE).astype(np.int32)
         rows, gains = cover(neighbor, worth, given.kept, k)
         weight = served_by(of, label, np.concatenate([given.kept, rows]))[rows]
-        return Choice(rows, gains * (far / _SCALE), weight.astype(np.float64))
+        return Selection(rows, gains * (far / _SCALE), weight.astype(np.float64))

@@ -5,11 +5,12 @@ from typing import ClassVar
 
 import numpy as np
 
-from coreset_ray.core.exact import unit_rows
+from coreset_ray.core.exact import grid_rows
 from coreset_ray.core.nearest import lower, squares
 from coreset_ray.core.pool import Pool
+from coreset_ray.core.selection import Selection
 from coreset_ray.core.spherical import first_clock
-from coreset_ray.core.whole_set import Choice, Given, WholeSet
+from coreset_ray.core.whole_set import Given, WholeSet
 
 _DRAWING = 1 << 40  # the use of random numbers, and those after it
 _FARTHEST = 4.0  # the largest squared distance of two rows of length 1
@@ -38,9 +39,9 @@ class FreeSel(WholeSet):
         if self.patterns < 1:
             raise ValueError(f"patterns={self.patterns}: expected at least 1")
 
-    def choose(self, pool: Pool, k: int, seed: int, given: Given) -> Choice:
+    def choose(self, pool: Pool, k: int, seed: int, given: Given) -> Selection:
         n, p = len(pool), self.patterns
-        rows = unit_rows(_apart(pool["patterns.pattern"], p))
+        rows = grid_rows(_apart(pool["patterns.pattern"], p))
         square, apart = squares(rows), np.full(n * p, _FARTHEST)
         left, chosen, gains = np.ones(n, bool), [*given.kept.tolist()], []
         for row in chosen:
@@ -54,7 +55,7 @@ class FreeSel(WholeSet):
             gains.append(worth[row])
             left[row] = False
             lower(apart, rows, square, rows[row * p : (row + 1) * p])
-        return Choice(np.array(chosen[len(given.kept) :], np.int64), np.array(gains), np.ones(k))
+        return Selection(np.array(chosen[len(given.kept) :], np.int64), np.array(gains), np.ones(k))
 
 
 def _apart(pattern: np.ndarray, count: int) -> np.ndarray:

@@ -8,7 +8,8 @@ import numpy as np
 from coreset_ray.core.gradients import gradients_of
 from coreset_ray.core.pool import Pool
 from coreset_ray.core.pursuit import Pursuit
-from coreset_ray.core.whole_set import Choice, Given, WholeSet
+from coreset_ray.core.selection import Selection
+from coreset_ray.core.whole_set import Given, WholeSet
 
 
 @dataclass(frozen=True)
@@ -30,13 +31,14 @@ class GradMatch(WholeSet):
     source: ClassVar[str] = "Killamsetty et al., 2021 (GradMatch), Algorithm 2"
     cost: ClassVar[str] = "O(n·c·h·k + k³)"
     seeded: ClassVar[bool] = False
+    weighs: ClassVar[bool] = True
     continues: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not 0 < self.ridge < np.inf:
             raise ValueError(f"ridge={self.ridge}: expected a number above 0")
 
-    def choose(self, pool: Pool, k: int, seed: int, given: Given) -> Choice:
+    def choose(self, pool: Pool, k: int, seed: int, given: Given) -> Selection:
         of = gradients_of(pool, pool["proxy.label"])
         n, before = len(pool), len(given.kept)
         mean = of.total(np.full(n, 1 / n))
@@ -53,4 +55,4 @@ class GradMatch(WholeSet):
             weight = pursuit.add(products, float(toward[rows[i]]))
             used = np.flatnonzero(weight)
             left = mean - of.total(weight[used], rows[used])
-        return Choice(rows[before:], gains[before:], n * weight[before:])
+        return Selection(rows[before:], gains[before:], n * weight[before:])

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from coreset_ray.core.exact import unit_rows
+from coreset_ray.core.exact import grid_rows
 from coreset_ray.core.greedy import Greedy, Picked
 from coreset_ray.core.nearest import lower, squares
 from coreset_ray.core.pool import Pool
@@ -31,7 +31,7 @@ class KCenter(Greedy):
     cost: ClassVar[str] = "O(n·m·k)"
 
     def prepare(self, block: Pool) -> Pool:
-        rows = unit_rows(block["embedding"])
+        rows = grid_rows(block["embedding"])
         return Pool(block.uid, {"row": rows, "square": squares(rows)})
 
     def start(self, block: Pool, seed: int, total: np.ndarray, count: int) -> np.ndarray:

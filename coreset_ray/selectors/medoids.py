@@ -6,8 +6,9 @@ from typing import ClassVar
 import numpy as np
 
 from coreset_ray.core.pool import Pool
+from coreset_ray.core.selection import Selection
 from coreset_ray.core.spherical import cluster, standard_rows
-from coreset_ray.core.whole_set import Choice, Given, WholeSet
+from coreset_ray.core.whole_set import Given, WholeSet
 
 _FLAT = 64  # clusters that are sought at once; more are sought in cells
 _NONE = np.empty(0, np.int64)
@@ -38,7 +39,7 @@ class Medoids(WholeSet):
         if self.iterations < 1:
             raise ValueError(f"iterations={self.iterations}: expected at least 1")
 
-    def choose(self, pool: Pool, k: int, seed: int, given: Given) -> Choice:
+    def choose(self, pool: Pool, k: int, seed: int, given: Given) -> Selection:
         rows = standard_rows(pool["embedding"])
         kept = np.isin(np.arange(len(pool)), given.kept)
         cell = np.zeros(len(pool), np.int64)
@@ -55,7 +56,7 @@ class Medoids(WholeSet):
                 size.append(members)
         chosen, members = np.concatenate(found), np.concatenate(size)
         order = np.lexsort((chosen, -members))
-        return Choice(chosen[order], members[order], np.ones(k))
+        return Selection(chosen[order], members[order], np.ones(k))
 
     def _split(
         self, rows: np.ndarray, uid: np.ndarray, kept: np.ndarray, count: int, seed: int

@@ -5,14 +5,13 @@ from typing import ClassVar
 
 import numpy as np
 
-from coreset_ray.core.gradients import gradients_of, predicted
-from coreset_ray.core.one_step import Judges, one_step_greedy
+from coreset_ray.core.gradients import Gradients, gradients_of, predicted
+from coreset_ray.core.one_step import Judges, OneStep
 from coreset_ray.core.pool import Pool
-from coreset_ray.core.whole_set import Choice, Given, WholeSet
 
 
 @dataclass(frozen=True)
-class Retrieve(WholeSet):
+class Retrieve(OneStep):
     """Greedy for the loss of the labelled after one step on unlabelled images that are chosen.
 
     Equation: θ_S = θ - rate · mean_{j ∈ S} u_j; next = argmax_i rate · ⟨∇L_labelled(θ_S), u_i⟩,
@@ -25,32 +24,10 @@ class Retrieve(WholeSet):
     compares augmentations; the step is the mean gradient, not the sum.
     """
 
-    rate: float = 0.1
-    refresh: int = 20
-
-    needs: ClassVar[tuple[str, ...]] = ("proxy.probability", "proxy.feature", "proxy.label")
-    family: ClassVar[str] = "bilevel"
     source: ClassVar[str] = "Killamsetty et al., 2021 (RETRIEVE), Algorithm 1"
-    cost: ClassVar[str] = "O(n·c·h·k / refresh)"
-    seeded: ClassVar[bool] = False
 
-    def __post_init__(self) -> None:
-        if not 0 < self.rate < np.inf:
-            raise ValueError(f"rate={self.rate}: expected a number above 0")
-        if self.refresh < 1:
-            raise ValueError(f"refresh={self.refresh}: expected at least 1")
-
-    def choose(self, pool: Pool, k: int, seed: int, given: Given) -> Choice:
-        labelled = given.kept if len(given.kept) else np.arange(len(pool))
-        true = pool.take(labelled)
-        label = true["proxy.label"]
-        judges = Judges(gradients_of(true, label), true["proxy.probability"], label)
-        free = np.ones(len(pool), bool)
-        free[given.kept] = False
-        rows, gains = one_step_greedy(
-            judges,
-            *(gradients_of(pool, predicted(pool)), pool.uid, free, given.kept[:0], k),
-            rate=self.rate,
-            refresh=self.refresh,
-        )
-        return Choice(rows, gains, np.ones(k))
+    def sides(self, pool: Pool, kept: np.ndarray) -> tuple[Judges, Gradients, np.ndarray]:
+        labelled = pool.take(kept if len(kept) else np.arange(len(pool)))
+        label = labelled["proxy.label"]
+        judges = Judges(gradients_of(labelled, label), labelled["proxy.probability"], label)
+        return judges, gradients_of(pool, predicted(pool)), kept[:0]

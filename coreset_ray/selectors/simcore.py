@@ -5,12 +5,12 @@ from typing import ClassVar
 
 import numpy as np
 
-from coreset_ray.core.exact import dots, unit_rows
+from coreset_ray.core.exact import dots, grid_rows
 from coreset_ray.core.nearest import nearest
 from coreset_ray.core.pool import Pool, pool_of
-from coreset_ray.core.selection import top_rows
+from coreset_ray.core.selection import Selection, top_rows
 from coreset_ray.core.spherical import cluster
-from coreset_ray.core.whole_set import Choice, Given, WholeSet
+from coreset_ray.core.whole_set import Given, WholeSet
 
 _CENTERS = 16  # compared with all rows at a time
 
@@ -40,9 +40,9 @@ class SimCore(WholeSet):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: expected at least 1")
 
-    def choose(self, pool: Pool, k: int, seed: int, given: Given) -> Choice:
+    def choose(self, pool: Pool, k: int, seed: int, given: Given) -> Selection:
         assert given.target is not None, "the runner checked"
-        rows, centers = unit_rows(pool["embedding"]), self._centers(given.target, seed)
+        rows, centers = grid_rows(pool["embedding"]), self._centers(given.target, seed)
         free = np.setdiff1d(np.arange(len(pool)), given.kept)
         served = np.zeros(len(centers), np.int64)
         if len(given.kept):
@@ -58,11 +58,11 @@ class SimCore(WholeSet):
             row = order[at[c]]
             chosen[turn], gains[turn], taken[row] = free[row], cosine[at[c]], True
             served[c] += 1
-        return Choice(chosen, gains, np.ones(k))
+        return Selection(chosen, gains, np.ones(k))
 
     def _centers(self, target: np.ndarray, seed: int) -> np.ndarray:
         """Of the target's clusters, (c, m) grid rows."""
-        rows, uid = unit_rows(target), pool_of(target).uid
+        rows, uid = grid_rows(target), pool_of(target).uid
         fixed = np.empty(0, np.int64)
         count = min(self.clusters, len(rows))
         return cluster(rows, uid, count, seed, iterations=self.iterations, fixed=fixed)[0]

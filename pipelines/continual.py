@@ -1,0 +1,215 @@
+"""methods × memory sizes × seeds → what a classifier still knows that learned the pool's classes in
+tasks, one after another, and replayed what each method chose of them; random among the methods."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from coreset_ray.config import Config, ContinualConfig, fingerprint, plain
+from coreset_ray.core.continual import quotas, split_classes
+from coreset_ray.core.selection import resolve_budget
+from coreset_ray.distributed.continual import Course, learn_each, split_table
+from coreset_ray.distributed.progress import Progress
+from coreset_ray.distributed.session import choose_device, session
+from coreset_ray.io.tables import read_table, write_table
+from coreset_ray.models.mlp import MlpRecipe
+from coreset_ray.models.recipe import Recipe
+from coreset_ray.version import __version__
+from pipelines import embed, evaluate
+from pipelines.compare_cells import Cell, make_cells, manifest_of
+from pipelines.continual_report import RESULTS, markdown
+from pipelines.inputs import (
+    NotReady,
+    encoders,
+    filled,
+    key_of,
+    nothing_to_do,
+    pool_table,
+    workspace_of,
+)
+from pipelines.labeled import labeled_images
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Task:
+    """classes: their numbers; config: the same run on a pool of its images alone; rows: images."""
+
+    classes: np.ndarray
+    config: Config
+    rows: int
+
+
+def run(config: Config) -> dict[str, Any]:
+    """Selects from each task and learns what is not there yet; returns the stage's record."""
+    told = _settings(config)
+    evaluate.check(config)
+    with session(config.compute.address):
+        embed.run(config)
+        test = evaluate.test_table(config)
+        embed.embed(config, test)
+        snapshot = pool_table(config).snapshot()
+        content = [key_of(snapshot), evaluate.marks(config), key_of(test.snapshot())]
+        plan = [plain(config)[name] for name in ("continual", "compare", "signals")]
+        plan.append(plain(config)["select"]["search"])
+        mark = fingerprint([content, plan])
+        stage = workspace_of(config).stage("continual", config.name, mark)
+        if (record := stage.done()) is not None:
+            nothing_to_do(stage)
+            return record
+        pool = pool_table(config)
+        named = [read_table(pool.parts.part(p), ["uid", "shard", "key"]) for p in filled(snapshot)]
+        images, truth, names = labeled_images(config, named, test)
+        tasks = _tasks(config, told, images, truth, len(names), fingerprint(content))
+        cells = _cells(config, tasks, len(images))
+        results = _learn(config, told, tasks, cells, images, truth)
+    table = pa.Table.from_pylist(results, schema=RESULTS)
+    write_table(stage.folder / "results.parquet", table)
+    groups = [[names[c] for c in task.classes] for task in tasks]
+    report = markdown(config.name, table, groups, len(images), told.learns == "coreset")
+    with (stage.folder / "report.md").replacing() as sink:
+        sink.write(report.encode())
+    _log.info("continual: table and report in %s", stage.folder.uri)
+    return stage.finish(
+        {"tasks": groups, "config": plain(config), "version": __version__, "report": report}
+    )
+
+
+def _settings(config: Config) -> ContinualConfig:
+    for section in ("continual", "compare", "evaluate"):
+        if getattr(config, section) is None:
+            raise NotReady(
+                f"the configuration has no `{section}` section: `continual` says how classes "
+                "arrive, `compare` names methods, memory sizes (budgets) and seeds, `evaluate` "
+                "labeled test shards"
+            )
+    assert config.continual is not None
+    return config.continual
+
+
+def _tasks(
+    config: Config, told: ContinualConfig, images: pa.Table, truth: pa.Table, c: int, content: str
+) -> list[Task]:
+    """Each task with a workspace of its own, which holds the embeddings of its images alone: what
+    a method reads, signals included, knows of no other task."""
+    split = split_classes(c, told.tasks)
+    label, asked = images["label"].to_numpy(), truth["label"].to_numpy()
+    number = np.empty(c, np.int64)
+    for place, classes in enumerate(split):
+        number[classes] = place
+        if not np.isin(asked, classes).any() or not np.isin(label, classes).any():
+            raise ValueError(
+                f"continual.tasks={told.tasks}: task {place} has no image in the pool or in "
+                "evaluate.test; take fewer tasks, or other test shards"
+            )
+    root = workspace_of(config).root / "tasks" / f"{config.name}-{content}-{told.tasks}"
+    pool = pool_table(config)
+    places = [root / str(place) for place in range(len(split))]
+    task = dict(zip(images["uid"].to_pylist(), number[label].tolist(), strict=True))
+    commits = list(pool.parts.committed(pool.shards).values())
+    tables = [place / "embeddings" / pool.stage.name for place in places]
+    split_table(pool.parts, commits, task, tables)
+    found = []
+    for place, classes in zip(places, split, strict=True):
+        own = _own(config, place.uri, len(classes))
+        found.append(Task(classes, own, embed.run(own)["rows"]))
+    return found
+
+
+def _own(config: Config, workspace: str, classes: int) -> Config:
+    """The run on one task's images. A number of classes that was told is the task's."""
+    own = config.replace("embed", encoders=tuple(encoders(config)))
+    if own.signals.classes != "auto":
+        own = own.replace("signals", classes=max(2, classes))
+    changes = {"workspace": workspace, "pretrain": None, "evaluate": None, "continual": None}
+    return own.model_copy(update=changes)
+
+
+def _cells(config: Config, tasks: Sequence[Task], rows: int) -> dict[Cell, list[Cell]]:
+    """For each method, memory size and seed what was selected of each task, as many as the memory
+    takes of a task when it arrives."""
+    assert config.compare is not None, "the caller checked"
+    sizes = [task.rows for task in tasks]
+    budgets = {b: resolve_budget(b, rows) for b in config.compare.budgets}
+    shares = {
+        b: [int(quotas(k, sizes[: t + 1])[-1]) for t in range(len(tasks))]
+        for b, k in budgets.items()
+    }
+    for budget, share in shares.items():
+        if min(share) == 0:
+            raise ValueError(
+                f"compare.budgets: a memory of {budgets[budget]} images for {len(tasks)} tasks "
+                "keeps none of some: raise it"
+            )
+    found: dict[Cell, list[Cell]] = {}
+    for t, task in enumerate(tasks):
+        wanted = tuple(sorted({share[t] for share in shares.values()}))
+        compare = config.compare.model_copy(update={"budgets": wanted})
+        made = make_cells(task.config.model_copy(update={"compare": compare}), task.rows)
+        place = {(cell.label, cell.images, cell.seed): cell for cell in made}
+        for budget, k in budgets.items():
+            for cell in (c for c in made if c.images == shares[budget][t]):
+                whole = Cell(cell.label, cell.method, float(budget), k, cell.seed)
+                found.setdefault(whole, []).append(place[cell.label, cell.images, cell.seed])
+    return found
+
+
+def _learn(
+    config: Config,
+    told: ContinualConfig,
+    tasks: Sequence[Task],
+    cells: dict[Cell, list[Cell]],
+    images: pa.Table,
+    truth: pa.Table,
+) -> list[dict[str, Any]]:
+    pool, test = pool_table(config), evaluate.test_table(config)
+    sides = [(t.parts, list(filled(t.snapshot()))) for t in (pool, test)]
+    gpu = choose_device(config.compute.device) == "cuda"
+    ran = {cell: own for cell, own in cells.items() if not any(c.failed for c in own)}
+    courses = [
+        Course(_ranked(tasks, own), cell.images, cell.seed, told.learns == "coreset")
+        for cell, own in ran.items()
+    ]
+    recipes: dict[str, MlpRecipe | Recipe] = {}
+    recipes |= {"mlp": told.mlp} if told.mlp is not None else {}
+    recipes |= {told.network.model: told.network} if told.network is not None else {}
+    results = []
+    for evaluator, recipe in recipes.items():
+        done = learn_each(
+            *(courses, recipe, [t.classes for t in tasks], images, truth, *sides), use_gpu=gpu
+        )
+        with Progress("continual", len(courses), f"courses of {evaluator}") as progress:
+            for count, (place, outcome) in enumerate(done, 1):
+                cell = list(ran)[place]
+                results.append(_row(evaluator, cell, list(cells[cell])) | outcome)
+                progress.update(count)
+        results += [_row(evaluator, cell, own) for cell, own in cells.items() if cell not in ran]
+    return results
+
+
+def _ranked(tasks: Sequence[Task], own: Sequence[Cell]) -> tuple[tuple[str, ...], ...]:
+    """uids chosen of each task, best first."""
+    manifests = [manifest_of(t.config, c.selection) for t, c in zip(tasks, own, strict=True)]
+    tables = [read_table(manifest, ["uid", "rank"]).sort_by("rank") for manifest in manifests]
+    return tuple(tuple(table["uid"].to_pylist()) for table in tables)
+
+
+def _row(evaluator: str, cell: Cell, own: Sequence[Cell]) -> dict[str, Any]:
+    failed = next((c.failed for c in own if c.failed), None)
+    chosen = "+".join(c.selection for c in own) if failed is None else None
+    told = replace(cell, selection=chosen or "", failed=failed)
+    names = ("label", "method", "budget", "images", "seed", "selection", "failed")
+    return {"evaluator": evaluator} | {name: getattr(told, name) for name in names}
+
+
+if __name__ == "__main__":
+    import sys
+
+    from coreset_ray.cli import main
+
+    main(["continual", *sys.argv[1:]])
