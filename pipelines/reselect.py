@@ -14,7 +14,7 @@ from coreset_ray.io.tables import MANIFEST, part_name, read_table, write_table
 from coreset_ray.io.workspace import Stage
 from coreset_ray.version import __version__
 from coreset_ray.versions import versions
-from pipelines import difference, embed, export, select_coreset
+from pipelines import embed, export, reselect_difference, select_coreset
 from pipelines.inputs import key_of, pool_table, workspace_of
 from pipelines.reselect_keep import Standing, standing_of, under_cap, write_kept
 
@@ -87,7 +87,7 @@ def _next(config: Config, published: Published, lease: Lease) -> dict[str, Any]:
     number, folder = published.begin(lease)
     manifest = _manifest(base, own, stage, number)
     write_table(folder / "manifest.parquet", manifest)
-    told = difference.write(config, base, now, manifest, snapshot, folder)
+    told = reselect_difference.write(config, base, now, manifest, snapshot, folder)
     record = {
         **{"version": number, "base": None if base is None else base.number},
         **{"listing": _listing(config), "asked": _asked(config)},

@@ -289,7 +289,21 @@ def test_a_target_set_is_as_wide_as_the_pool_where_it_is_asked_for(name: str) ->
             select_alone(method, of, 5, 0, target=np.ones((3, 9)))
 
 
-def test_scores_take_nothing_that_is_kept() -> None:
-    for key, value in (("kept", np.array([1])), ("target", np.ones((2, 9))), ("partitions", 2)):
-        with pytest.raises(ValueError, match="leave out kept, target and partitions"):
+def test_what_scores_keep_is_the_best_of_what_is_not_kept_already() -> None:
+    embedding = pool()["embedding"]
+    ranking = coreset_ray.select(embedding, len(embedding), method="random", seed=3).rows
+    own = ranking[[0, 4, 7]]
+    left = [row for row in ranking if row not in own]
+    found = coreset_ray.select(embedding, 9, method="random", seed=3, kept=own)
+    assert found.rows.tolist() == left[:9]
+    group = np.arange(len(embedding)) % 2
+    even = coreset_ray.select(embedding, 8, method="random", seed=3, kept=own, group=group)
+    assert set(even.rows) == {r for g in (0, 1) for r in [x for x in left if group[x] == g][:4]}
+    with pytest.raises(ValueError, match=f"only {len(left)} images are left beside 3 kept already"):
+        coreset_ray.select(embedding, len(embedding), method="random", kept=own)
+
+
+def test_scores_take_no_target_and_no_partitions() -> None:
+    for key, value in (("target", np.ones((2, 9))), ("partitions", 2)):
+        with pytest.raises(ValueError, match="leave out target and partitions"):
             coreset_ray.select(pool()["embedding"], 5, method="random", **{key: value})

@@ -32,6 +32,7 @@ RANDOM = np.random.default_rng(0).normal(size=1000)
 TIED = np.random.default_rng(1).integers(0, 9, 200).astype(float)
 MANY = [1] * 20 + [150, 1, 1, 28]  # enough parts for two actors
 ACTOR: Any = choose.Places
+GET = ray.get  # as Ray gives it to an actor, uncounted
 
 
 class Here:
@@ -40,7 +41,8 @@ class Here:
     kind = ACTOR.__ray_metadata__.modified_class
 
     def __init__(self, *arguments):
-        self.places = self.kind(*arguments)
+        given = [GET(a) if isinstance(a, ray.ObjectRef) else a for a in arguments]
+        self.places = self.kind(*given)
 
     def __getattr__(self, name):
         method = getattr(self.places, name)
@@ -258,6 +260,26 @@ def test_every_rule_keeps_what_it_keeps_in_one_process(here, tmp_path, rule, gro
         assert kept["key"].to_pylist() == [f"k{i}" for i in best]
         np.testing.assert_array_equal(kept["score"], score[best])
         assert set(kept["reason"].to_pylist()) <= {rule.reason}
+
+
+@pytest.mark.parametrize("rule", RULES, ids=str)
+def test_images_kept_already_are_not_kept_again(here, tmp_path, rule):
+    rows = scored_rows(TIED)
+    uid, parts = uid_words(rows["uid"]), write_parts(tmp_path, rows, [*MANY[:-1], 8])
+    own = np.random.default_rng(8).permutation(200)[:50]
+    best = rows["uid"].take(pa.array(own)).to_pylist()
+    out = locate(tmp_path / "out.parquet")
+    ranking = Ranking(UNIFORM, rule, SEED)
+    choose.choose_kept(ranking, parts, span_of(rows), 60, out, best)
+    group = np.zeros(200, np.int64)
+    group[own] = -1
+    key = UNIFORM.rank_key(TIED, uid, SEED)
+    expected = choose_rows(rule, key, uid, 60, SEED, group)
+    assert pq.read_table(out.path)["key"].to_pylist() == [f"k{i}" for i in expected]
+    with pytest.raises(ValueError, match="only 150 images are left beside 50 kept already"):
+        choose.choose_kept(ranking, parts, span_of(rows), 151, out, best)
+    with pytest.raises(ValueError, match=r"2 of the 52 images to keep are not in the pool \(uid ab"):
+        choose.choose_kept(ranking, parts, span_of(rows), 5, out, [*best, "ab" * 16, "cd" * 16])
 
 
 def test_a_budget_beyond_what_a_rule_keeps_is_refused(here, tmp_path):

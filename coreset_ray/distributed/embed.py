@@ -196,8 +196,8 @@ def _one_pass(
             states = _last_states(told, len(shards))
             _account(states, totals)
         finally:
-            for writer in writers:
-                ray.kill(cast(Any, writer))
+            for actor in (*writers, attempts):
+                ray.kill(cast(Any, actor))
     return {name: reason for s in states for name, reason in s["unreadable"].items()}
 
 
