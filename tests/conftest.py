@@ -11,6 +11,12 @@ import pytest
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [ROOT, os.environ.get("PYTHONPATH")]))
 
+# For a store of the tests' own; whoever runs them keeps theirs to themselves.
+os.environ |= {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
+os.environ |= {"AWS_EC2_METADATA_DISABLED": "true", "AWS_CONFIG_FILE": os.devnull}
+
+os.environ.setdefault("RAY_metrics_report_interval_ms", "1000")  # not ten seconds in every test
+
 # Compiled code is kept by file, and a file that calls another's is not compiled anew when that one
 # changes: a cache of its own for each state of the sources.
 _CORE = b"".join(p.read_bytes() for p in sorted(Path(ROOT, "coreset_ray", "core").glob("*.py")))

@@ -62,7 +62,9 @@ def tiny_encoder(folder: Path) -> dict[str, Any]:
     return {"name": ENCODER, "weights": str(path), "input_size": 160}
 
 
-def write_config(folder: Path, pool: Path, test: Path | None = None, **sections: Any) -> Path:
+def write_config(
+    folder: Path, pool: Path | str, test: Path | str | None = None, **sections: Any
+) -> Path:
     """A configuration file; `sections` replace the defaults below."""
     data: dict[str, Any] = {
         "workspace": str(folder / "work"),

@@ -14,7 +14,8 @@ from coreset_ray.core.alone import Alone, select_alone
 from coreset_ray.core.greedy import Block, Greedy, Picked, greedy_rows
 from coreset_ray.core.pool import Pool, uid_order
 from coreset_ray.core.rule import Rule, shares
-from coreset_ray.core.whole_set import Choice, Given, WholeSet
+from coreset_ray.core.selection import Selection
+from coreset_ray.core.whole_set import Given, WholeSet
 
 N = 90
 ALONE = [n for n, c in catalog.selector_classes().items() if not issubclass(c, Rule)]
@@ -248,9 +249,9 @@ class Seen(WholeSet):
     shown: list[Pool]
     needs: ClassVar[tuple[str, ...]] = ("knn.neighbor",)
 
-    def choose(self, pool: Pool, k: int, seed: int, given: Given) -> Choice:
+    def choose(self, pool: Pool, k: int, seed: int, given: Given) -> Selection:
         self.shown.append(pool)
-        return Choice(np.arange(k), np.zeros(k), np.ones(k))
+        return Selection(np.arange(k), np.zeros(k), np.ones(k))
 
 
 def test_neighbours_elsewhere_are_no_row_at_hand() -> None:

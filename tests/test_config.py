@@ -408,7 +408,7 @@ def test_a_single_thing_may_stand_for_a_list_of_one(read) -> None:
 def test_nothing_can_be_assigned(read) -> None:
     config = read({**EVALUATE, "embed": {"encoders": ENCODER}})
     sections = [config, *(v for v in vars(config).values() if hasattr(v, "model_fields_set"))]
-    assert len(sections) == 9
+    assert {type(s).__name__ for s in sections} > {"Config", "SelectConfig", "EvaluateConfig"}
     for section in sections:
         for key in type(section).model_fields:
             with pytest.raises(ValidationError, match="frozen"):

@@ -109,7 +109,7 @@ def test_no_samples_make_no_shards(tmp_path):
 
 def test_members_carry_nothing_of_this_machine(tmp_path):
     (shard,) = write_shards([Sample("a", {"png": png(1)})], tmp_path)
-    with tarfile.open(shard) as tar:
+    with tarfile.open(shard.path) as tar:
         info = tar.getmember("a.png")
     assert (info.mtime, info.uid, info.gid, info.mode) == (0, 0, 0, 0o644)
     assert (info.uname, info.gname) == ("coreset-ray", "coreset-ray")
