@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from coreset_ray import catalog
-from coreset_ray.config import ComputeConfig, Config, fingerprint, load, plain
+from coreset_ray.config import ComputeConfig, Config, WaitConfig, fingerprint, load, plain
 from coreset_ray.models.recipe import Recipe
 from coreset_ray.models.spec import EncoderSpec
 from coreset_ray.selectors.double_end import DoubleEnd
@@ -537,7 +537,7 @@ def test_compute_changes_no_embedding_fingerprint() -> None:
     name = pool_table(config).stage.name
     other = {"device": "cuda", "batch_size": 7, "encoders": 3, "encoder_gpus": 0.5}
     other |= {"score_workers": 5, "train_workers": 2, "loader_workers": 1, "address": "auto"}
-    other |= {"row_shards": 3, "scratch": "/elsewhere"}
+    other |= {"row_shards": 3, "scratch": "/elsewhere", "wait_for": WaitConfig(cpus=9)}
     assert set(other) == set(ComputeConfig.model_fields)
     changed = config.replace("compute", **other)
     assert changed != config and pool_table(changed).stage.name == name

@@ -10,7 +10,7 @@ import coreset_ray
 from coreset_ray import catalog
 from coreset_ray.core.alone import select_alone
 from coreset_ray.core.duplicates import repeats
-from coreset_ray.core.exact import unit_rows
+from coreset_ray.core.exact import grid_rows
 from coreset_ray.core.filter import dropped_by, left_out
 from coreset_ray.core.pool import Pool, uid_order
 from coreset_ray.core.rule import choose_rows
@@ -94,7 +94,7 @@ def test_far_neighbors_and_the_hypersphere_drop_the_farthest() -> None:
     apart = of["knn.similarity"][:, 2]
     out = dropped_by(FarNeighbors(share=0.1, neighbors=3), of)
     assert out.sum() == 9 and apart[out].max() <= apart[~out].min()
-    rows = unit_rows(of["embedding"]).astype(np.float64)
+    rows = grid_rows(of["embedding"]).astype(np.float64)
     radius = np.linalg.norm(rows - rows.mean(axis=0), axis=1)
     out = dropped_by(Hypersphere(share=0.2), of)
     assert out.sum() == 18 and radius[out].min() >= radius[~out].max()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from coreset_ray.core.alone import select_alone
-from coreset_ray.core.exact import dots, unit_rows
+from coreset_ray.core.exact import dots, grid_rows
 from coreset_ray.core.nearest import lower, nearest, squares
 from coreset_ray.core.pool import Pool, pool_of, uid_order
 from coreset_ray.core.random import uid_uniform
@@ -25,7 +25,7 @@ def pool(n: int, m: int = 7, seed: int = 0) -> Pool:
 
 def short(of: Pool) -> np.ndarray:
     """Rows of length 1, rounded as herding rounds them."""
-    return unit_rows(of["embedding"], 14).astype(np.float64)
+    return grid_rows(of["embedding"], 14).astype(np.float64)
 
 
 def mean_errors(rows: np.ndarray, order: np.ndarray) -> np.ndarray:
@@ -71,7 +71,7 @@ def test_equal_rows_are_herded_by_uid() -> None:
 
 
 def squared(of: Pool) -> np.ndarray:
-    rows = unit_rows(of["embedding"]).astype(np.float64)
+    rows = grid_rows(of["embedding"]).astype(np.float64)
     return ((rows[:, None] - rows[None]) ** 2).sum(axis=2)
 
 
@@ -110,7 +110,7 @@ def test_nearest_rows_are_exact_whatever_single_precision_says() -> None:
     """Rows a step of the grid apart, which float32 products cannot tell."""
     rng = np.random.default_rng(0)
     z = np.repeat(rng.normal(size=(40, 300)), 5, axis=0)
-    rows = unit_rows(z + rng.normal(size=z.shape) * 1e-7)
+    rows = grid_rows(z + rng.normal(size=z.shape) * 1e-7)
     rows[7] = 0
     centers = np.concatenate([rows[::3], rows[:4]])
     exact = dots(rows, centers)
@@ -162,7 +162,7 @@ def test_first_centers_are_drawn_by_squared_distance() -> None:
     of = pool_of(z.astype(np.float32))
     none = np.empty(0, np.int64)
     for seed in range(20):
-        found = first_centers(unit_rows(z), of.uid, 5, seed, none)
+        found = first_centers(grid_rows(z), of.uid, 5, seed, none)
         assert len(found) == 2 and 20 in found
     rate = np.array([0.0, 1.0, 3.0])
     counts = np.bincount([first_clock(rate, of.uid[:3], 0, use) for use in range(2000)])
@@ -215,7 +215,7 @@ def test_simcore_takes_what_is_nearest_the_target_in_turn() -> None:
     found = select_alone(method, of, 20, 0, target=target)
     assert np.bincount(group[found.rows]).tolist() == [0, 10, 10]
     centers = method._centers(target, 0)
-    cosine = unit_rows(of["embedding"]).astype(np.float64) @ centers.T.astype(np.float64)
+    cosine = grid_rows(of["embedding"]).astype(np.float64) @ centers.T.astype(np.float64)
     left, expected = list(range(len(of))), []
     for turn in range(20):
         expected.append(left.pop(int(np.argmax(cosine[left, turn % 2]))))

@@ -23,7 +23,7 @@ ALLOWED = {
     "coreset_ray.filters": "coreset_ray.core numpy",
     "coreset_ray.clustering": "coreset_ray.core numpy scipy numba torch sklearn faiss",
     "coreset_ray.models": "coreset_ray.core numpy torch torchvision timm open_clip PIL sklearn "
-    "safetensors",
+    "safetensors lightly",
     "coreset_ray.io": "coreset_ray.core pyarrow webdataset braceexpand PIL numpy torchvision "
     "sklearn",
     "coreset_ray.strict": "pydantic",
@@ -31,9 +31,11 @@ ALLOWED = {
     "coreset_ray.core coreset_ray.strict",
     "coreset_ray.config": "coreset_ray.catalog coreset_ray.strict coreset_ray.core "
     "coreset_ray.models.spec coreset_ray.models.recipe coreset_ray.models.mlp "
+    "coreset_ray.models.pretrain "
     "coreset_ray.clustering.deep pydantic yaml",
+    "coreset_ray.telemetry": "coreset_ray.core",
     "coreset_ray.distributed": "coreset_ray.core coreset_ray.clustering coreset_ray.models "
-    "coreset_ray.io ray pyarrow numpy torch torchvision tqdm",
+    "coreset_ray.io coreset_ray.telemetry ray pyarrow numpy torch torchvision tqdm",
     "coreset_ray.cli": "coreset_ray pipelines",
     "pipelines": "coreset_ray pyarrow numpy matplotlib",
 }
