@@ -23,11 +23,11 @@ import ray
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
-import store_server  # noqa: E402
+import store_server
 
-from coreset_ray.config import Config, load  # noqa: E402
-from pipelines import embed  # noqa: E402
-from pipelines.inputs import pool_table  # noqa: E402
+from coreset_ray.config import Config, load
+from pipelines import embed
+from pipelines.inputs import pool_table
 
 CONFIG = Path(__file__).parent.parent / "configs" / "cifar10_blindcs.yaml"
 
