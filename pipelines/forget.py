@@ -15,8 +15,8 @@ from coreset_ray.io.lease import hold
 from coreset_ray.io.mentions import Search, Wanted, search
 from coreset_ray.io.tables import part_name, read_table, write_table
 from coreset_ray.io.workspace import Workspace
-from pipelines.reselect_text import markdown
 from pipelines.inputs import Table, pool_table, scratch_root, workspace_of
+from pipelines.reselect_text import markdown
 
 _log = logging.getLogger(__name__)
 

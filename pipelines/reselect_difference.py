@@ -24,9 +24,9 @@ from coreset_ray.io.filesystem import Location
 from coreset_ray.io.published import Version
 from coreset_ray.io.tables import PartedTable, read_table, write_table
 from coreset_ray.io.workspace import Workspace
-from pipelines.reselect_text import markdown
 from pipelines.inputs import filled, workspace_of
 from pipelines.reselect_keep import Standing
+from pipelines.reselect_text import markdown
 
 CHANGES = ("added", "kept", "dropped", "gone", "altered")
 

@@ -114,6 +114,7 @@ def accuracies(rows: list[dict], label: str) -> dict[tuple[str, int], float]:
     return {(r["evaluator"], r["seed"]): r["accuracy"] for r in rows if r[label] == "random"}
 
 
+@pytest.mark.slow
 def test_a_comparison_learns_wrong_labels_and_says_so(compared) -> None:
     path, record, table = compared
     rows, clean = table.to_pylist(), load(path)
@@ -126,6 +127,7 @@ def test_a_comparison_learns_wrong_labels_and_says_so(compared) -> None:
     assert wrong < right - 0.1
 
 
+@pytest.mark.slow
 def test_evaluate_gives_what_the_comparison_gives(compared) -> None:
     path, _, table = compared
     one = load(path, ["evaluate.corrupt=0.5"]).candidates()["random"].replace("select", budget=30)
@@ -139,6 +141,7 @@ def test_evaluate_gives_what_the_comparison_gives(compared) -> None:
     assert "50% of those learned" in record["report"]
 
 
+@pytest.mark.slow
 def test_places_of_clean_outcomes_do_not_move(compared) -> None:
     told = load(compared[0]).evaluate
     assert told is not None and compare_evaluate.labels_told(told) == ["cls"]

@@ -112,6 +112,7 @@ def test_the_control_carries_the_same_weights(finished):
     assert control.rows["weight"].to_pylist() != ours.rows["weight"].to_pylist()
 
 
+@pytest.mark.slow
 def test_a_resnet_is_trained_on_the_coreset_and_on_random(finished):
     recipe = Recipe(epochs=1, image_size=8, padding=0, flip=False, batch_size=32)
     config = load(finished[0]).replace(
@@ -154,6 +155,7 @@ def test_another_budget_reuses_scores(finished):
     assert manifest(config)["uid"].to_pylist() == larger["uid"].to_pylist()[:10]
 
 
+@pytest.mark.slow
 def test_labels_never_reach_a_selection(finished, tmp_path):
     """The same shards without .cls give the same manifest, bit for bit."""
     config = load(finished[0])
@@ -269,8 +271,10 @@ def test_help_is_worth_reading(stage, capsys):
 
 def test_pipelines_run_as_modules():
     modules = sorted(p.stem for p in (Path(__file__).parent.parent / "pipelines").glob("*.py"))
-    within = ("__init__", "inputs", "labeled", "report", "classes", "search", "filters")
-    parts = ("signal_", "compare_", "plan_")  # of a stage that has them run
+    within = ("__init__", "inputs", "labeled", "report", "classes", "search", "filters", "summary")
+    within += ("select_many", "select_source")
+    # Of a stage that has them run:
+    parts = ("signal_", "compare_", "plan_", "continual_", "reselect_")
     runnable = [m for m in modules if m not in within and not m.startswith(parts)]
     assert "embed" in runnable
     for module in runnable:

@@ -264,6 +264,7 @@ def test_learns(whole: dict) -> None:
     json.dumps({k: v for k, v in whole.items() if k != "folder"})
 
 
+@pytest.mark.slow
 def test_a_failure_in_the_middle_changes_nothing(
     digits: pa.Table, tmp_path: Path, whole: dict
 ) -> None:
@@ -296,6 +297,7 @@ def test_loader_processes_change_nothing(digits: pa.Table, tmp_path: Path, whole
     assert _same(_run(digits[:500], tmp_path, "l", test=digits[500:], loader_workers=1), whole)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_cluster")
 def test_two_workers_and_an_exact_count(digits: pa.Table, tmp_path: Path) -> None:
     out = _run(digits[:501], tmp_path, "two", test=digits[501:], workers=2)

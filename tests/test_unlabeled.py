@@ -14,6 +14,7 @@ from pipelines import evaluate, run, select_coreset
 from pipelines.report import markdown, results_table
 
 
+@pytest.mark.slow
 def test_a_degraded_pool_is_bought_labeled_and_judged(tmp_path, ray_local):
     _, test = digits_pool(tmp_path, shards=0, each=1)
     made = Degrade(size=100, blank=0.2, noise=0.1)
