@@ -1,4 +1,7 @@
-"""Columns of every signal for a made-up pool, as a pipeline would write them."""
+"""Columns of every signal for a made-up pool, as a pipeline would write them, and a view of them
+that knows which may be looked at."""
+
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
@@ -100,3 +103,20 @@ def rearranged(of: Pool, order: np.ndarray) -> Pool:
     place[order] = np.arange(len(order))
     neighbor = place[moved.columns["knn.neighbor"]]
     return Pool(moved.uid, {**moved.columns, "knn.neighbor": neighbor})
+
+
+class OnlyThese(Mapping[str, np.ndarray]):
+    """Columns of which a method may look only at those it needs; it may not even list others."""
+
+    def __init__(self, columns: Mapping[str, np.ndarray], allowed: tuple[str, ...]) -> None:
+        self.columns, self.allowed = columns, allowed
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        assert name in self.allowed, f"looked at {name!r}, which is not in its needs"
+        return self.columns[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.allowed)
+
+    def __len__(self) -> int:
+        return len(self.allowed)

@@ -1,16 +1,15 @@
 """What every method that selects by itself promises. Methods are found by looking."""
 
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
-from signal_columns import pool_with_signals, rearranged
+from signal_columns import OnlyThese, pool_with_signals, rearranged
 
 import coreset_ray
 from coreset_ray import catalog
-from coreset_ray.core.alone import Alone, select_alone
+from coreset_ray.core.alone import Alone, in_one_go, select_alone, select_budgets
 from coreset_ray.core.greedy import Block, Greedy, Picked, greedy_rows
 from coreset_ray.core.pool import Pool, uid_order
 from coreset_ray.core.rule import Rule, shares
@@ -94,7 +93,28 @@ def test_a_smaller_budget_is_a_prefix_where_nested(name: str) -> None:
         pytest.skip("chooses anew for each budget")
     whole = select(method, pool(), N)
     for k in (0, 1, 13, 89):
-        np.testing.assert_array_equal(select(method, pool(), k).rows, whole.rows[:k])
+        kept, first = select(method, pool(), k), whole.first(k)
+        np.testing.assert_array_equal(kept.rows, first.rows)
+        if in_one_go(method):
+            np.testing.assert_array_equal(kept.gains, first.gains)
+            np.testing.assert_array_equal(kept.weights, first.weights)
+
+
+@every
+@pytest.mark.parametrize("grouped", [False, True])
+def test_budgets_in_one_go_are_those_chosen_apart(name: str, grouped: bool) -> None:
+    """Groups of 5, 25 and 60, of which some rows take no part; budgets in no order, one twice."""
+    of, ks = pool(), [20, 0, 61, 20, 7]
+    group = np.where(np.arange(N) < 5, 0, np.where(np.arange(N) < 30, 3, 1))
+    group[[3, 40, 41]] = -1
+    more: dict[str, Any] = {"group": group if grouped else None}
+    if isinstance(build(name), WholeSet) and build(name).targeted:
+        more["target"] = of["embedding"][:7] + np.float32(0.1)
+    together = select_budgets(build(name), of, ks, 3, **more)
+    for k, found in zip(ks, together, strict=True):
+        apart = select_alone(build(name), of, k, 3, **more)
+        for field in ("rows", "gains", "weights"):
+            np.testing.assert_array_equal(getattr(found, field), getattr(apart, field))
 
 
 @every
@@ -136,23 +156,6 @@ def test_inputs_stay_as_they_were(name: str) -> None:
     select(build(name), of, 20, kept=np.array([3]))
     for array, copy in zip(arrays, before, strict=True):
         np.testing.assert_array_equal(array, copy)
-
-
-class OnlyThese(Mapping[str, np.ndarray]):
-    """Columns of which a method may look only at those it needs."""
-
-    def __init__(self, columns: Mapping[str, np.ndarray], allowed: tuple[str, ...]) -> None:
-        self.columns, self.allowed = columns, allowed
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        assert name in self.allowed, f"looked at {name!r}, which is not in its needs"
-        return self.columns[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.allowed)
-
-    def __len__(self) -> int:
-        return len(self.allowed)
 
 
 @every

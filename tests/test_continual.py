@@ -162,7 +162,7 @@ def test_a_memory_keeps_what_is_forgotten_without_and_a_seed_gives_the_same():
     test, truth = blobs(1)
     classes = split_classes(4, 2)
     new = [np.flatnonzero(np.isin(label, own)) for own in classes]
-    recipe = MlpRecipe(epochs=8, batch_size=20)
+    recipe = MlpRecipe(epochs=16, batch_size=20)
 
     def learned(memory, seed=0):
         held = memories(new_order, memory, [60, 60])
@@ -172,7 +172,7 @@ def test_a_memory_keeps_what_is_forgotten_without_and_a_seed_gives_the_same():
     new_order = [np.random.default_rng(2).permutation(rows) for rows in new]
     counts = np.array([60, 60])
     without, with_it = outcome(learned(0), counts), outcome(learned(40), counts)
-    assert without.forgetting > 0.5 > 0.3 > with_it.forgetting
+    assert without.forgetting > 0.05 > with_it.forgetting and without.last < with_it.last
     assert with_it.last > 0.8
     np.testing.assert_array_equal(learned(40), learned(40))
 

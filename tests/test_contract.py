@@ -2,13 +2,13 @@
 
 import dataclasses
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 from matrices import in_shards, tally
-from signal_columns import pool_with_signals, rearranged
+from signal_columns import OnlyThese, pool_with_signals, rearranged
 
 import coreset_ray
 from coreset_ray import catalog
@@ -178,23 +178,6 @@ def test_inputs_stay_as_they_were(name: str) -> None:
         assert array.flags.writeable  # the caller's array is not frozen behind their back
         array.flags.writeable = False
     select_rows(build(name), given, 10, 0)
-
-
-class OnlyThese(Mapping[str, np.ndarray]):
-    """Columns of which a method may look only at those it needs; it may not even list others."""
-
-    def __init__(self, columns: Mapping[str, np.ndarray], allowed: tuple[str, ...]) -> None:
-        self.columns, self.allowed = columns, allowed
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        assert name in self.allowed, f"looked at {name!r}, which is not in its needs"
-        return self.columns[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.allowed)
-
-    def __len__(self) -> int:
-        return len(self.allowed)
 
 
 @every_method

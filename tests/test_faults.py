@@ -369,7 +369,7 @@ def test_20_000_by_20_000_is_refused_by_its_header(monkeypatch):
         raise AssertionError("decoded")
 
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", load)
-    with pytest.raises(BadImage, match=r"50000000"):
+    with pytest.raises(BadImage, match=r"more than .*50000000"):
         decode(png(20_000, 20_000), 50_000_000)
     with pytest.raises(BadImage, match="10000 × 5001 pixels, more than max_pixels = 50000000"):
         decode(png(10_000, 5001), 50_000_000)

@@ -204,7 +204,7 @@ def test_a_gauge_that_fails_fails_nothing(endpoint, caplog):
 
 # --- an embedding ------------------------------------------------------------------------------
 
-SHARDS, EACH = 3, 8
+SHARDS, EACH = 2, 6
 
 
 def small(folder):
@@ -215,7 +215,7 @@ def small(folder):
     at = whole.index(b"\x89PNG")
     whole[at : at + 4] = b"none"
     first.write_bytes(whole)
-    overrides = ["compute.encoders=2", "compute.batch_size=3", "embed.max_bad=0.5"]
+    overrides = ["compute.encoders=1", "compute.batch_size=3", "embed.max_bad=0.5"]
     return train, load(write_config(folder, train), overrides)
 
 
@@ -228,7 +228,7 @@ def test_an_embedding_counts_what_it_committed(ray_local, tmp_path, endpoint):
     assert (counted["images"], counted["quarantined"]) == (snapshot["rows"], 1)
     size = sum(path.stat().st_size for path in train.glob("*.tar"))
     assert 0.5 * size < counted["bytes"] <= size, "a tar file may be read up to its end mark"
-    assert 1 <= counted["encoders"] <= 2
+    assert counted["encoders"] == 1
     assert all(counted[name] > 0 for name in ("read", "decode", "encode", "write", "flow"))
     assert peaks["encoder_memory"] > 50 << 20
     for metric in COUNTERS:
@@ -244,6 +244,7 @@ def test_an_embedding_counts_what_it_committed(ray_local, tmp_path, endpoint):
     assert not run.worked and not run.stages[("embed",)].amounts
 
 
+@pytest.mark.slow
 def test_an_embedding_whose_metrics_fail_is_an_embedding(ray_local, tmp_path, endpoint, caplog):
     _, config = small(tmp_path)
     endpoint.broken = True

@@ -1,4 +1,4 @@
-"""An encoder that learns from the pool: losses against slow loops, settings, a real run."""
+"""An encoder that learns from the pool: losses by slow loops, batches, settings, a real run."""
 
 import math
 

@@ -79,7 +79,7 @@ def run(source, budgets, folder):
         assert (one.failed is None) == place.exists()
     return [
         manifest(p) if one.failed is None else one.failed
-        for one, p in zip(found, places, strict=False)
+        for one, p in zip(found, places, strict=True)
     ]
 
 
@@ -123,7 +123,7 @@ def test_groups_and_filters_are_kept_to(files, name, tmp_path):
     cluster = dict(zip(uid, pool["clusters.cluster"], strict=True))
     (told, all_of_them) = run(source, [12, int(left.sum())], tmp_path)
     assert {row["uid"] for row in all_of_them} == {
-        u for u, stays in zip(uid, left, strict=False) if stays
+        u for u, stays in zip(uid, left, strict=True) if stays
     }
     sizes = np.bincount([cluster[row["uid"]] for row in told])
     assert sizes.sum() == 12 and sizes.max() - sizes.min() <= 1

