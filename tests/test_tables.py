@@ -281,7 +281,7 @@ def test_a_write_that_fails_uploads_nothing_to_a_store():
 def test_a_scheme_that_is_not_known(uri):
     with pytest.raises(ValueError, match="s3://") as error:
         locate(uri)
-    assert uri in str(error.value)
+    assert uri.partition(":")[0] in str(error.value)
 
 
 def test_a_location_gives_back_its_uri(tmp_path, monkeypatch):

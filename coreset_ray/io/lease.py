@@ -187,13 +187,19 @@ def _read(folder: Location) -> list[Claim]:
     found = []
     for info in folder.listing():
         numbered, choosing = _CLAIM.fullmatch(info.base_name), _CHOOSING.fullmatch(info.base_name)
-        with suppress(FileNotFoundError):  # let go of since
-            if numbered:
-                told = _told(folder / info.base_name)
-                found.append(Claim(int(numbered[1]), numbered[2], told.get("beat"), told))
-            elif choosing:
-                told = _told(folder / info.base_name)
-                found.append(Claim(0, choosing[1], None, told))
+        if not numbered and not choosing:
+            continue
+        place = folder / info.base_name
+        try:
+            told = _told(place)
+        except OSError:
+            if place.exists():
+                raise
+            continue  # let go of since
+        if numbered:
+            found.append(Claim(int(numbered[1]), numbered[2], told.get("beat"), told))
+        elif choosing:
+            found.append(Claim(0, choosing[1], None, told))
     return found
 
 
