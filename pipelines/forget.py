@@ -16,7 +16,7 @@ from coreset_ray.io.mentions import Search, Wanted, search
 from coreset_ray.io.tables import part_name, read_table, write_table
 from coreset_ray.io.workspace import Workspace
 from pipelines.inputs import Table, pool_table, scratch_root, workspace_of
-from pipelines.reselect_text import markdown
+from pipelines.reselect_difference import write_changes
 
 _log = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ def run(
             return {"report": _told(leaving, before, "would go; --yes does it")}
         _remove(config, workspace, before.found, wanted)
         after = search(workspace.root, wanted)
-        outside = _outside(config, workspace, wanted)
+        outside = _outside(config, wanted)
     if left := {**after.found, **outside}:
         listed = "\n".join(f"  {path}: {count}" for path, count in left.items())
         raise RuntimeError(f"{len(left)} files still name what was to be forgotten:\n{listed}")
@@ -134,10 +134,9 @@ def _remove(config: Config, workspace: Workspace, found: dict[str, int], wanted:
     be given again."""
     root = workspace.root
     ours = f"selections/{config.name}/"
-    versions = [v for v in workspace.published(config.name).versions()]
     for place in dict.fromkeys(_stage(path) for path in found if not _is_kept(path, ours)):
         _delete(root / place)
-    for version in versions:
+    for version in workspace.published(config.name).versions():
         if any(path.startswith(f"{ours}{version.name}/") for path in found):
             _rewrite_version(version.folder, wanted)
     for path in found:
@@ -170,29 +169,23 @@ def _delete(place: Location) -> None:
 
 def _rewrite_version(folder: Location, wanted: Wanted) -> None:
     """A published version without these images: its tables, its counts, its report."""
-    gone = pa.array(sorted(wanted.uids), pa.string())
-    left, away = 0, 0
-    for name in ("difference.parquet", "manifest.parquet"):
-        rows = read_table(folder / name)
-        stays = pc.invert(pc.is_in(rows["uid"], value_set=gone))  # type: ignore[attr-defined]
-        rows, away = rows.filter(stays), len(rows) - pc.sum(stays).as_py()  # type: ignore[attr-defined]
-        left = len(rows)
-        write_table(folder / name, rows)
-    kept = read_table(folder / "difference.parquet")
+    before = read_table(folder / "manifest.parquet")
+    manifest = _without(before, wanted)
+    away = len(before) - len(manifest)
+    write_table(folder / "manifest.parquet", manifest)
+    changes = _without(read_table(folder / "difference.parquet"), wanted)
     told = (folder / "difference.json").read_json()
-    shards: dict[str, dict[str, int]] = {}
-    for shard, change in zip(kept["shard"].to_pylist(), kept["change"].to_pylist(), strict=True):
-        counts = shards.setdefault(shard, {})
-        counts[change] = counts.get(change, 0) + 1
-    counts = {c: sum(s.get(c, 0) for s in shards.values()) for c in told["counts"]}
-    told |= {"shards": shards, "counts": counts, "images": left}
-    (folder / "difference.json").write_json(told)
-    with (folder / "report.md").replacing() as sink:
-        sink.write(markdown(told).encode())
+    write_changes(folder, changes, told | {"images": len(manifest)})
     for name in ("selection.json", "done.json"):
         record = (folder / name).read_json()
         forgotten = record.get("forgotten", 0) + away
-        (folder / name).write_json(record | {"images": left, "forgotten": forgotten})
+        (folder / name).write_json(record | {"images": len(manifest), "forgotten": forgotten})
+
+
+def _without(rows: pa.Table, wanted: Wanted) -> pa.Table:
+    """A table without the rows of these images."""
+    gone = pa.array(sorted(wanted.uids), pa.string())
+    return rows.filter(pc.invert(pc.is_in(rows["uid"], value_set=gone)))  # type: ignore[attr-defined]
 
 
 def _rewrite_snapshot(place: Location, wanted: Wanted) -> None:
@@ -202,7 +195,7 @@ def _rewrite_snapshot(place: Location, wanted: Wanted) -> None:
     place.write_json(told)
 
 
-def _outside(config: Config, workspace: Workspace, wanted: Wanted) -> dict[str, int]:
+def _outside(config: Config, wanted: Wanted) -> dict[str, int]:
     """What is left in folders of the configuration that lie elsewhere."""
     found: dict[str, int] = {}
     for place in filter(None, (config.export.out, config.compute.scratch)):

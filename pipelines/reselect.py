@@ -8,6 +8,7 @@ import pyarrow as pa
 from coreset_ray.config import Config, fingerprint, plain
 from coreset_ray.core.selection import resolve_budget
 from coreset_ray.distributed.session import session
+from coreset_ray.io.labeled import read_identities
 from coreset_ray.io.lease import Lease, hold
 from coreset_ray.io.published import Published, Version, version_name
 from coreset_ray.io.tables import MANIFEST, part_name, read_table, write_table
@@ -65,14 +66,8 @@ def _asked(config: Config) -> str:
     told = plain(config)
     sections = ("embed", "score", "signals", "select", "reselect", "export")
     listed = config.reselect.labeled
-    own = _mark(listed) if listed else []
-    return fingerprint([pool_table(config).stage.name, {s: told[s] for s in sections}, own])
-
-
-def _mark(listed: str) -> list[str]:
-    from coreset_ray.io.labeled import read_identities
-
-    return sorted(read_identities(listed, "reselect.labeled")["uid"].to_pylist())
+    own = read_identities(listed, "reselect.labeled")["uid"].to_pylist() if listed else []
+    return fingerprint([pool_table(config).stage.name, {s: told[s] for s in sections}, sorted(own)])
 
 
 def _next(config: Config, published: Published, lease: Lease) -> dict[str, Any]:
@@ -85,7 +80,7 @@ def _next(config: Config, published: Published, lease: Lease) -> dict[str, Any]:
     own, stage, derived = _choose(config, now, total)
     exported = "" if derived is None else _export(derived)
     number, folder = published.begin(lease)
-    manifest = _manifest(base, own, stage, number)
+    manifest = _manifest(base, own, stage)
     write_table(folder / "manifest.parquet", manifest)
     told = reselect_difference.write(config, base, now, manifest, snapshot, folder)
     record = {
@@ -157,7 +152,7 @@ def _export(derived: Config) -> str:
     return export.finished(derived)[0].folder.uri
 
 
-def _manifest(base: Version | None, own: pa.Table, stage: Stage | None, number: int) -> pa.Table:
+def _manifest(base: Version | None, own: pa.Table, stage: Stage | None) -> pa.Table:
     """What stays, as the version before has it, and what was added, in the order of choice."""
     known: dict[str, dict[str, Any]] = {}
     if base is not None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from coreset_ray.clustering.drift import (
     COVERED,
@@ -25,7 +26,7 @@ from coreset_ray.io.published import Version
 from coreset_ray.io.tables import PartedTable, read_table, write_table
 from coreset_ray.io.workspace import Workspace
 from pipelines.inputs import filled, workspace_of
-from pipelines.reselect_keep import Standing
+from pipelines.reselect_keep import Standing, parts_of
 from pipelines.reselect_text import markdown
 
 CHANGES = ("added", "kept", "dropped", "gone", "altered")
@@ -45,18 +46,25 @@ def write(
     manifest: of the new version. change: added, kept; dropped, though the pool still has it; gone,
     the pool no longer has it; altered, its bytes are others now (it may be added anew).
     """
-    changes = _changes(base, now, manifest)
-    counts = Counter(changes["change"].to_pylist())
     told: dict[str, Any] = {
         "version": folder.path.rsplit("/", 1)[1],
         "base": None if base is None else base.name,
         "images": len(manifest),
         "pool": snapshot["rows"],
-        "counts": {name: counts.get(name, 0) for name in CHANGES},
-        "shards": _by_shard(changes),
     }
     if base is not None:
         told |= _drift(config, base, now, manifest, snapshot)
+    return write_changes(folder, _changes(base, now, manifest), told)
+
+
+def write_changes(folder: Location, changes: pa.Table, told: dict[str, Any]) -> dict[str, Any]:
+    """Writes the three files; told: all of difference.json but what is counted of the changes.
+    Returns as `write`."""
+    counts = Counter(changes["change"].to_pylist())
+    told = told | {
+        "counts": {name: counts.get(name, 0) for name in CHANGES},
+        "shards": _by_shard(changes),
+    }
     write_table(folder / "difference.parquet", changes)
     (folder / "difference.json").write_json(told)
     report = markdown(told)
@@ -106,10 +114,9 @@ def _drift(
         return told  # nothing to hold the new data against
     source = Source(table.folder.uri, width_of(table, next(iter(parts))))
     before = now.before["uid"]
-    stays = set(manifest["uid"].to_pylist())
-    dropped = before.filter(pa.array([uid not in stays for uid in before.to_pylist()], pa.bool_()))
-    added = manifest["uid"].filter(_without(manifest["uid"], set(before.to_pylist())))
-    kept = gather(source, blocks_of(parts), [before, manifest["uid"], added, dropped])
+    after = manifest["uid"]
+    added, dropped = _without(after, before), _without(before, after)
+    kept = gather(source, blocks_of(parts), [before, after, added, dropped])
     seed, most = config.score.seed, config.reselect.sample
     old = sample_rows(source, old_parts, most, seed, before)
     new = sample_rows(source, new_parts, most, seed, before)
@@ -120,7 +127,7 @@ def _drift(
     return told | {
         "sampled": {"old": len(old), "new": len(new)},
         "shift": _shift(old, new),
-        "coverage": _coverage(config, told["new_images"], old, new, kept, base),
+        "coverage": _coverage(told["new_images"], old, new, kept, base),
         "clusters": _clusters(clusters, held),
     }
 
@@ -129,14 +136,13 @@ def _split(
     workspace: Workspace, base: Version, snapshot: dict[str, Any], parts: dict[str, int]
 ) -> tuple[dict[str, int], dict[str, int]]:
     """The parts that the version before was chosen from, and those that have come since."""
-    place = workspace.snapshot(base.record["snapshot"])
-    then = {p["content"] for p in place.read_json()["parts"]} if place.exists() else set()
+    then = {part["content"] for part in parts_of(workspace, base).values()}
     old = {p["part"]: p["rows"] for p in snapshot["parts"] if p["rows"] and p["content"] in then}
     return old, {part: rows for part, rows in parts.items() if part not in old}
 
 
-def _without(uids: pa.ChunkedArray, away: set[str]) -> pa.Array:
-    return pa.array([uid not in away for uid in uids.to_pylist()], pa.bool_())
+def _without(uids: pa.ChunkedArray, away: pa.ChunkedArray) -> pa.ChunkedArray:
+    return uids.filter(pc.invert(pc.is_in(uids, value_set=away)))  # type: ignore[attr-defined]
 
 
 def _shift(old: np.ndarray, new: np.ndarray) -> dict[str, Any]:
@@ -156,7 +162,6 @@ def _finite(value: float) -> float | None:
 
 
 def _coverage(
-    config: Config,
     images: int,
     old: np.ndarray,
     new: np.ndarray,

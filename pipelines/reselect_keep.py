@@ -13,7 +13,7 @@ from coreset_ray.distributed.standing import hashes_of
 from coreset_ray.io.filesystem import Location
 from coreset_ray.io.labeled import IDENTITY, read_identities
 from coreset_ray.io.published import Version
-from coreset_ray.io.tables import PartedTable, read_table, uid_of, write_table
+from coreset_ray.io.tables import PartedTable, read_table, write_table
 from coreset_ray.io.workspace import Workspace
 from pipelines.inputs import workspace_of
 
@@ -56,7 +56,7 @@ def _lost(
     workspace = workspace_of(config)
     table = PartedTable(workspace.root / "embeddings" / snapshot["table"])
     now = {p["shard"]: p for p in snapshot["parts"]}
-    then = _parts_of(workspace, base)
+    then = parts_of(workspace, base)
     wanted: dict[str, list[str]] = {}
     earlier: dict[str, list[str]] = {}
     for uid, shard in zip(images["uid"].to_pylist(), images["shard"].to_pylist(), strict=True):
@@ -76,7 +76,7 @@ def _lost(
     return frozenset(absent), frozenset(altered)
 
 
-def _parts_of(workspace: Workspace, base: Version | None) -> dict[str, dict[str, Any]]:
+def parts_of(workspace: Workspace, base: Version | None) -> dict[str, dict[str, Any]]:
     """The parts that the version before was chosen from, by shard; none where its snapshot is
     not there any more."""
     if base is None or not (told := workspace.snapshot(base.record["snapshot"])).exists():
@@ -118,9 +118,3 @@ def write_kept(config: Config, own: pa.Table) -> Location:
     if not place.exists():
         write_table(place, own)
     return place
-
-
-def check_identities(own: pa.Table) -> None:
-    """An invariant: what is kept is named by shard and key."""
-    pairs = zip(own["shard"].to_pylist(), own["key"].to_pylist(), strict=True)
-    assert [uid_of(*pair) for pair in pairs] == own["uid"].to_pylist(), "identities do not match"

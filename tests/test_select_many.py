@@ -159,7 +159,7 @@ def test_a_budget_that_cannot_be_fails_alone(files, name, tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     found = run(source, [8, N + 1, 3], tmp_path / "a")
-    assert f"budget of {N + 1}" in found[1]
+    assert f"budget={N + 1}" in found[1]
     assert [found[0], found[2]] == run(source, [8, 3], tmp_path / "b")
 
 

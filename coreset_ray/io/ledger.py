@@ -98,7 +98,7 @@ class Ledger:
     def clean(self) -> None:
         """Removes what runs that were killed left behind: files that no record names."""
         named = {file.name for record in self._records() for file in record.files}
-        for name in self._names():
+        for name in (info.base_name for info in self.folder.listing()):
             if name.endswith(".npy") and name not in named:
                 self._delete(name)
 
