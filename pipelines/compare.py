@@ -20,11 +20,12 @@ from pipelines.compare_measures import agreements, measure_cells
 from pipelines.compare_plots import accuracy_plot, coverage_plot, memory_plot, seconds_plot
 from pipelines.compare_report import cost_table, markdown
 from pipelines.compare_results import MEASURES, results_of, runs_of
-from pipelines.inputs import NotReady, key_of, pool_table, workspace_of
+from pipelines.inputs import NotReady, key_of, listed_once, pool_table, workspace_of
 
 _log = logging.getLogger(__name__)
 
 
+@listed_once()
 def run(config: Config) -> dict[str, Any]:
     """Embeds, selects and evaluates what is not there yet; returns the stage's record."""
     wanted = _settings(config)

@@ -27,6 +27,7 @@ from pipelines.inputs import (
     encoders,
     filled,
     key_of,
+    listed_once,
     nothing_to_do,
     pool_table,
     workspace_of,
@@ -45,6 +46,7 @@ class Task:
     rows: int
 
 
+@listed_once()
 def run(config: Config) -> dict[str, Any]:
     """Selects from each task and learns what is not there yet; returns the stage's record."""
     told = _settings(config)

@@ -2,6 +2,9 @@
 
 import logging
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -20,6 +23,8 @@ from coreset_ray.version import __version__
 WEIGHTS = "weights.safetensors"  # of an encoder that was trained on the pool
 
 _log = logging.getLogger(__name__)
+
+_listed: ContextVar[dict[str, list[Shard]] | None] = ContextVar("listed", default=None)
 
 
 class NotReady(ValueError):
@@ -57,7 +62,7 @@ class Table:
 
     @cached_property
     def shards(self) -> list[Shard]:
-        return list_shards(self.pool.shards, self.pool.root, self.config.storage.options())
+        return shards_of(self.config, self.pool)
 
     @cached_property
     def stage(self) -> Stage:
@@ -141,8 +146,32 @@ def pretrain_stage(config: Config) -> Stage:
 def pretrain_shards(config: Config) -> list[Shard]:
     """What the encoder is trained on."""
     assert config.pretrain is not None, "the caller checked"
-    pool = config.pretrain.pool or config.pool
-    return list_shards(pool.shards, pool.root, config.storage.options())
+    return shards_of(config, config.pretrain.pool or config.pool)
+
+
+@contextmanager
+def listed_once() -> Iterator[None]:
+    """For the length of the block, every pool is what it is when it is first looked at: a shard
+    that arrives during a run waits for the next one. Also decorates. Blocks may nest."""
+    if _listed.get() is not None:
+        yield
+        return
+    token = _listed.set({})
+    try:
+        yield
+    finally:
+        _listed.reset(token)
+
+
+def shards_of(config: Config, pool: PoolConfig) -> list[Shard]:
+    """The shards of a pool now, or as they were when `listed_once` first saw them."""
+    options, known = config.storage.options(), _listed.get()
+    if known is None:
+        return list_shards(pool.shards, pool.root, options)
+    of = fingerprint([pool.shards, pool.root, options])
+    if of not in known:
+        known[of] = list_shards(pool.shards, pool.root, options)
+    return known[of]
 
 
 def pool_table(config: Config) -> Table:

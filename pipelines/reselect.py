@@ -1,6 +1,7 @@
 """new shards → embeddings of those alone → the next version of a standing selection."""
 
 import logging
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -16,7 +17,7 @@ from coreset_ray.io.workspace import Stage
 from coreset_ray.version import __version__
 from coreset_ray.versions import versions
 from pipelines import embed, export, reselect_difference, select_coreset
-from pipelines.inputs import key_of, pool_table, workspace_of
+from pipelines.inputs import key_of, listed_once, pool_table, workspace_of
 from pipelines.reselect_keep import Standing, standing_of, under_cap, write_kept
 
 _log = logging.getLogger(__name__)
@@ -32,23 +33,44 @@ def run(config: Config, wait: float = 0.0) -> dict[str, Any]:
         raise ValueError("select.keep: reselect.keep says what stays; leave it out")
     workspace = workspace_of(config)
     published = workspace.published(config.name)
-    if (same := _unchanged(config, published)) is not None:
+    if (same := _unchanged(published, _wanted(config))) is not None:
         return same
-    with hold(workspace.lease, wait=wait, command="reselect") as lease:
-        if (same := _unchanged(config, published)) is not None:  # another run did it meanwhile
+    with hold(workspace.lease, wait=wait, command="reselect") as lease, listed_once():
+        wanted = _wanted(config)
+        if (same := _unchanged(published, wanted)) is not None:  # another run did it meanwhile
             return same
         with session(config.compute.address):
-            return _next(config, published, lease)
+            return _next(config, wanted, published, lease)
 
 
-def _unchanged(config: Config, published: Published) -> dict[str, Any] | None:
+@dataclass(frozen=True)
+class Wanted:
+    """What a version is of. listing: what the pool's shards are, name, size and modification time
+    of each; asked: all in the configuration that may change a version."""
+
+    listing: str
+    asked: str
+
+
+def _wanted(config: Config) -> Wanted:
+    written, table = plain(config), pool_table(config)
+    sections = ("embed", "score", "signals", "select", "reselect", "export")
+    listed = config.reselect.labeled
+    own = read_identities(listed, "reselect.labeled")["uid"].to_pylist() if listed else []
+    return Wanted(
+        fingerprint(sorted(part_name(shard) for shard in table.shards)),
+        fingerprint([table.stage.name, {s: written[s] for s in sections}, sorted(own)]),
+    )
+
+
+def _unchanged(published: Published, wanted: Wanted) -> dict[str, Any] | None:
     """What to tell where the current version is of the pool as it is, and asked for the same."""
     base = published.current()
-    if base is None or base.record["asked"] != _asked(config):
-        return None
-    if base.record["listing"] != _listing(config):
-        return None
-    return _nothing(base)
+    return _nothing(base) if base is not None and _is_of(base, asdict(wanted)) else None
+
+
+def _is_of(base: Version, marks: dict[str, str]) -> bool:
+    return marks == {name: base.record[name] for name in marks}
 
 
 def _nothing(base: Version) -> dict[str, Any]:
@@ -56,25 +78,12 @@ def _nothing(base: Version) -> dict[str, Any]:
     return base.record | {"report": text}
 
 
-def _listing(config: Config) -> str:
-    """What the pool's shards are: name, size and modification time of each."""
-    return fingerprint(sorted(part_name(shard) for shard in pool_table(config).shards))
-
-
-def _asked(config: Config) -> str:
-    """All in the configuration that may change a version."""
-    told = plain(config)
-    sections = ("embed", "score", "signals", "select", "reselect", "export")
-    listed = config.reselect.labeled
-    own = read_identities(listed, "reselect.labeled")["uid"].to_pylist() if listed else []
-    return fingerprint([pool_table(config).stage.name, {s: told[s] for s in sections}, sorted(own)])
-
-
-def _next(config: Config, published: Published, lease: Lease) -> dict[str, Any]:
+def _next(config: Config, wanted: Wanted, published: Published, lease: Lease) -> dict[str, Any]:
     """Makes the next version, its difference to the one before, and publishes it."""
     base, snapshot = published.current(), embed.run(config)
-    if base is not None and _same_content(config, base, snapshot):
-        return _nothing(base)
+    same = {"asked": wanted.asked, "snapshot": key_of(snapshot)}
+    if base is not None and _is_of(base, same):
+        return _nothing(base)  # shards were only touched
     now = standing_of(config, base, snapshot)
     total = _total(config, now, base, snapshot["rows"])
     own, stage, derived = _choose(config, now, total)
@@ -85,8 +94,8 @@ def _next(config: Config, published: Published, lease: Lease) -> dict[str, Any]:
     told = reselect_difference.write(config, base, now, manifest, snapshot, folder)
     record = {
         **{"version": number, "base": None if base is None else base.number},
-        **{"listing": _listing(config), "asked": _asked(config)},
-        **{"snapshot": key_of(snapshot), "table": snapshot["table"], "pool": snapshot["rows"]},
+        **{**asdict(wanted), "snapshot": key_of(snapshot)},
+        **{"table": snapshot["table"], "pool": snapshot["rows"]},
         **{"images": len(manifest), **told["counts"]},
         **{"selection": None if stage is None else stage.name, "exported": exported},
         "manifest": "manifest.parquet",
@@ -96,12 +105,6 @@ def _next(config: Config, published: Published, lease: Lease) -> dict[str, Any]:
     version = published.publish(number, record, lease)
     _log.info("reselect: published %s, %d images", version.folder.uri, len(manifest))
     return record | {"report": told["report"]}
-
-
-def _same_content(config: Config, base: Version, snapshot: dict[str, Any]) -> bool:
-    """Whether shards were only touched."""
-    told = base.record
-    return told["asked"] == _asked(config) and told["snapshot"] == key_of(snapshot)
 
 
 def _total(config: Config, now: Standing, base: Version | None, rows: int) -> int:

@@ -7,9 +7,10 @@ from coreset_ray.config import Config
 from coreset_ray.distributed.session import session
 from coreset_ray.distributed.shared import check_shared
 from pipelines import embed, evaluate, export, pretrain, select_coreset
-from pipelines.inputs import workspace_of
+from pipelines.inputs import listed_once, workspace_of
 
 
+@listed_once()
 def run(config: Config) -> dict[str, Any]:
     """Runs every stage; returns where things lie and the report, if there is one."""
     if config.evaluate is not None:

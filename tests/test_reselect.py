@@ -182,6 +182,26 @@ def test_nothing_new_starts_nothing(standing, monkeypatch):
     assert {p: p.stat().st_mtime_ns for p in (standing.folder / "work").rglob("*")} == before
 
 
+@pytest.mark.parametrize("after", ["embed.run", "reselect_difference.write"])
+def test_a_shard_that_arrives_during_a_run_is_the_next_one_s(standing, monkeypatch, after):
+    """Neither does it stop the run, nor does the next one take it for known."""
+    module, name = after.split(".")
+    of = getattr(reselect, module)
+    real = getattr(of, name)
+
+    def then_another_arrives(*args):
+        result = real(*args)
+        standing.arrive(2)
+        return result
+
+    standing.arrive(0, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(of, name, then_another_arrives)
+        assert standing.run(ADD)["pool"] == 80
+    told = standing.run(ADD)
+    assert (told["version"], told["pool"], told["added"]) == (2, 120, 5)
+
+
 def test_a_touched_shard_makes_no_version(standing):
     standing.arrive(0, 1)
     first = standing.run()
