@@ -3,9 +3,11 @@
 import hashlib
 import logging
 import os
+import re
 from pathlib import Path
 
 import pytest
+import store_server
 
 # Set before Ray starts: the workers import the checkout, wherever a test changes directory to.
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -37,6 +39,27 @@ def ray_local():
     )
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def store():
+    """An S3 server over HTTP."""
+    with store_server.running() as store:
+        yield store
+
+
+@pytest.fixture
+def proxy(store):
+    """Before it, one that fails as told."""
+    with store_server.proxied(store) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def bucket(store, request):
+    """A bucket of the test's own."""
+    told = re.sub(r"[^a-z0-9]+", "-", f"{request.module.__name__}-{request.node.name}".lower())
+    return store.bucket(f"b-{told[-50:].strip('-')}")
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.fs
 import pytest
-import store_server
 from pools import digits_pool, tiny_encoder, write_config
 from store_server import Fault
 
@@ -30,25 +29,6 @@ from pipelines import embed, evaluate, export, run, select_coreset, verify
 from pipelines.inputs import pool_table, workspace_of
 
 SECRET = "hunter2hunter2"
-
-
-@pytest.fixture(scope="session")
-def store():
-    with store_server.running() as store:
-        yield store
-
-
-@pytest.fixture
-def proxy(store):
-    with store_server.proxied(store) as proxy:
-        yield proxy
-
-
-@pytest.fixture
-def bucket(store, request):
-    """A bucket of the test's own."""
-    name = re.sub(r"[^a-z0-9]+", "-", request.node.name.lower())[-50:].strip("-")
-    return store.bucket(f"b-{name}")
 
 
 def at(server, path: str, **options) -> Location:

@@ -10,7 +10,6 @@ import time
 from types import SimpleNamespace
 
 import pytest
-import store_server
 from hypothesis import given
 from hypothesis import strategies as st
 from store_server import Fault
@@ -25,34 +24,11 @@ from coreset_ray.core.address import (
     with_options,
 )
 from coreset_ray.io import lease as leases
-from coreset_ray.io.filesystem import Location, StoreError, locate
+from coreset_ray.io.filesystem import Location, locate
 from coreset_ray.io.lease import Held, Overtaken, hold
 from coreset_ray.io.local_copy import local_copy
 from coreset_ray.io.published import Published
 from coreset_ray.io.workspace import Workspace
-
-# The tests' own server asks for some credentials and looks at none.
-os.environ |= {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
-os.environ |= {"AWS_EC2_METADATA_DISABLED": "true", "AWS_CONFIG_FILE": os.devnull}
-
-
-@pytest.fixture(scope="module")
-def store():
-    with store_server.running() as store:
-        yield store
-
-
-@pytest.fixture
-def proxy(store):
-    with store_server.proxied(store) as proxy:
-        yield proxy
-
-
-@pytest.fixture
-def bucket(store, request):
-    """A bucket of the test's own."""
-    name = re.sub(r"[^a-z0-9]+", "-", request.node.name.lower())[-50:].strip("-")
-    return store.bucket(f"l-{name}")
 
 
 def uri_at(server, path: str) -> str:
@@ -268,17 +244,11 @@ def test_one_at_a_time_has_it_however_many_ask(store, bucket, monkeypatch):
     def ask(name: int) -> None:
         start.wait()
         for _ in range(2):
-            for attempt in range(50):
-                try:
-                    turn(name)
-                    break
-                except StoreError as error:  # see the next test: a claim that went meanwhile
-                    if attempt == 49 or "during GetObject" not in str(error):
-                        failed.append(repr(error))
-                        return
-                except Exception as error:
-                    failed.append(repr(error))
-                    return
+            try:
+                turn(name)
+            except Exception as error:
+                failed.append(repr(error))
+                return
 
     threads = [threading.Thread(target=ask, args=(i,)) for i in range(4)]
     for thread in threads:
@@ -287,19 +257,6 @@ def test_one_at_a_time_has_it_however_many_ask(store, bucket, monkeypatch):
         thread.join()
     assert failed == [] and len(set(entered)) == 8
     assert entered == sorted(entered), "in the order of their numbers"
-
-
-@pytest.mark.xfail(
-    strict=True,
-    raises=StoreError,
-    reason="a defect: `_read` of io/lease.py takes a file that goes between its HEAD and its GET "
-    "for a failing store, so that runs which ask for a lease at once may end with StoreError",
-)
-def test_a_claim_that_is_let_go_of_while_it_is_read_is_no_error(store, bucket):
-    claim = foreign(at(store, f"{bucket}/lease"), 1)
-    with pytest.raises(FileNotFoundError), claim.told(), claim.open_stream() as stream:
-        claim.delete()
-        stream.read()
 
 
 def test_a_silent_holder_of_another_machine_loses_it_after_its_time(store, bucket, clock):

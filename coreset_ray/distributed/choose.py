@@ -78,7 +78,9 @@ def choose_kept(
     k, filters leave fewer, or an image chosen already is not in the pool.
     """
     count = processes_for(len(parts), cluster().cpus)
-    own = ray.put(pa.array(kept, pa.string()))
+    own = pa.array(kept, pa.string())
+    if kept:
+        own = ray.put(own)  # once for all of them
     actors: list[Any] = [Places.remote(ranking, parts[i::count], own) for i in range(count)]
     try:
         sizes = _sum([a.sizes.remote(None) for a in actors])

@@ -87,7 +87,7 @@ class Lease:
             self.number = 1 + max((c.number for c in _claims(self._folder)), default=0)
             self._write()
         finally:
-            _delete(choosing)
+            choosing.delete()
 
     def _write(self, **more: Any) -> None:
         self._told |= more
@@ -112,7 +112,7 @@ class Lease:
                     since = now
                 elif now - since > TTL:
                     _log.warning("%s is silent and is taken to be dead", _name(claim.told))
-                    _delete(self._folder / _file_of(claim))
+                    (self._folder / _file_of(claim)).delete()
                 seen[claim.id] = claim.mark, since
             if alive is not None and now - start >= wait:
                 raise Held(
@@ -124,10 +124,11 @@ class Lease:
     def _ahead(self) -> list[Claim]:
         """Who is choosing a number, and who has a lower one; those that are gone are cleared."""
         mine = (self.number, self._id)
+        # In this order: one that chooses no more has its claim there by the time those are listed.
         others = [c for c in [*_choosing(self._folder), *_claims(self._folder)] if c.place < mine]
         for claim in others:
             if claim.over:
-                _delete(self._folder / _file_of(claim))
+                (self._folder / _file_of(claim)).delete()
         return [claim for claim in others if not claim.over]
 
     def _beat(self) -> None:
@@ -138,7 +139,7 @@ class Lease:
                 try:
                     self.check()
                 except Overtaken:
-                    _delete(self._claim)  # it may have been rewritten after it was cleared
+                    self._claim.delete()  # it may have been rewritten after it was cleared
                     return
                 self._write()
 
@@ -209,10 +210,6 @@ def _told(place: Location) -> dict[str, Any]:
     except (json.JSONDecodeError, UnicodeDecodeError):
         return {}
     return told if isinstance(told, dict) else {}
-
-
-def _delete(place: Location) -> None:
-    place.delete()
 
 
 def _name(told: dict[str, Any]) -> str:

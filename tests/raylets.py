@@ -1,0 +1,81 @@
+"""A Ray cluster of several nodes on this machine, of Ray's own processes, and drivers on it."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ray.cluster_utils import Cluster
+
+
+class Nodes:
+    """A head and further nodes of one CPU each."""
+
+    def __init__(self, count: int):
+        self.cluster = Cluster(
+            initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
+        )
+        for _ in range(count - 1):
+            self.start()
+
+    @property
+    def others(self) -> list[Any]:
+        """All but the head."""
+        return sorted(self.cluster.worker_nodes, key=lambda node: node.node_id)
+
+    def start(self) -> None:
+        self.cluster.add_node(num_cpus=1)
+
+    def kill(self, node: Any) -> None:
+        """As when its machine is gone: no process of it is told before."""
+        self.cluster.remove_node(node, allow_graceful=False)
+
+    def drive(self, command: str, config: Path, *words: str) -> "Driver":
+        """A command of ours as a driver on the head."""
+        line = [sys.executable, "-m", "coreset_ray.cli", command, str(config), *words]
+        log = config.parent / f"{command}-{time.monotonic_ns()}.log"
+        environment = {**os.environ, "RAY_ADDRESS": self.cluster.address}
+        with log.open("w") as sink:
+            process = subprocess.Popen(line, env=environment, stdout=sink, stderr=sink)
+        return Driver(process, log)
+
+
+@dataclass(frozen=True)
+class Driver:
+    """A command under way. log: what it says."""
+
+    process: subprocess.Popen
+    log: Path
+
+    def ends(self, seconds: float = 300) -> str:
+        """What it said, once it has ended well."""
+        code = self.process.wait(seconds)
+        assert code == 0, self.log.read_text()
+        return self.log.read_text()
+
+    def until(self, happens: Callable[[], bool], seconds: float = 180) -> None:
+        """Returns as soon as something has happened that it does."""
+        deadline = time.monotonic() + seconds
+        while not happens():
+            assert self.process.poll() is None, f"it ended before: {self.log.read_text()}"
+            assert time.monotonic() < deadline, f"not within {seconds} s: {self.log.read_text()}"
+            time.sleep(0.01)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+@contextmanager
+def nodes(count: int) -> Iterator[Nodes]:
+    """So many, for the length of the block."""
+    made = Nodes(count)
+    try:
+        yield made
+    finally:
+        made.cluster.shutdown()

@@ -1,0 +1,97 @@
+"""Clusters of several real nodes: how many there are, and which of them die, changes nothing but
+the time."""
+
+import time
+from pathlib import Path
+
+import pytest
+from chains import CHAIN, SHARDS, configuration, draws_kept, pool_of, results, soak, undisturbed
+from raylets import nodes
+
+DRAWS = 2_000_000  # enough to be killed in
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory):
+    return pool_of(tmp_path_factory.mktemp("nodes"))
+
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory, pool):
+    return undisturbed(tmp_path_factory.mktemp("short"), pool, 3000)
+
+
+@pytest.fixture(scope="module")
+def long(tmp_path_factory, pool):
+    return undisturbed(tmp_path_factory.mktemp("long"), pool, DRAWS)
+
+
+@pytest.mark.slow
+def test_three_nodes_give_the_bits_of_one(pool, short, tmp_path):
+    assert any("manifest" in name for name in short) and len(short) > 5 * SHARDS
+    with nodes(3) as three:
+        for command in CHAIN:
+            three.drive(command, configuration(tmp_path, pool, 3000)).ends()
+    assert results(tmp_path) == short
+
+
+def committed(work: Path) -> int:
+    return len(list(work.glob("embeddings/*/parts/*.done.json")))
+
+
+MID = {
+    "embed": (lambda work: committed(work) >= 3, lambda work: committed(work) == SHARDS),
+    "cluster": (
+        lambda work: any(work.glob("signals/knn*/done.json")),
+        lambda work: any(work.glob("signals/clusters*/done.json")),
+    ),
+    "score": (
+        lambda work: draws_kept(work) >= 1,
+        lambda work: any(work.glob("scores/*/done.json")),
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", MID)
+def test_a_node_that_dies_in_mid_stage_changes_nothing(stage, pool, long, tmp_path):
+    begun, over = MID[stage]
+    config, work = configuration(tmp_path, pool, DRAWS), tmp_path / "work"
+    with nodes(3) as three:
+        for of, command in zip(MID, CHAIN, strict=True):
+            driver = three.drive(command, config)
+            if of == stage:
+                driver.until(lambda: begun(work))
+                assert not over(work), "the kill comes too late to test anything"
+                three.kill(three.others[0])
+            driver.ends()
+    assert results(tmp_path) == long
+
+
+@pytest.mark.slow
+def test_a_driver_that_is_killed_takes_up_its_draws_where_it_was(pool, long, tmp_path):
+    """On a cluster that stays: what was kept is not drawn again."""
+    config, work = configuration(tmp_path, pool, DRAWS), tmp_path / "work"
+    with nodes(3) as three:
+        for command in CHAIN[:2]:
+            three.drive(command, config).ends()
+        driver = three.drive("run", config)
+        driver.until(lambda: draws_kept(work) >= 1)
+        driver.kill()
+        time.sleep(1)
+        kept = {p: p.stat().st_mtime_ns for p in work.glob("sums/*/*.json")}
+        parts = {p: p.stat().st_mtime_ns for p in work.glob("embeddings/*/parts/*")}
+        assert kept and not any(work.glob("scores/*/done.json"))
+        again = three.drive("run", config)
+        again.until(lambda: any(work.glob("scores/*/done.json")))
+        for path, at in parts.items():
+            assert path.stat().st_mtime_ns == at, "nothing is embedded twice"
+        again.ends()
+    assert results(tmp_path) == long
+
+
+@pytest.mark.slow
+def test_a_soak_ends_with_the_bits_of_an_undisturbed_run(pool, short, tmp_path):
+    """The short form of benchmarks/soak.py."""
+    told = soak(tmp_path, pool, short, draws=3000, seconds=60, every=10, seed=1)
+    assert sum(told.kills.values()) >= 3 and told.chains >= 1
