@@ -20,13 +20,14 @@ from blindcs import laid_out, seconds
 from embedding import anonymous_bytes
 
 from coreset_ray.core.run import empty_total
-from coreset_ray.distributed.choose import choose_top
+from coreset_ray.distributed.choose import Ranking, Scored, choose_kept
 from coreset_ray.distributed.score import Layout, score_draws
 from coreset_ray.distributed.trial import write_rows
 from coreset_ray.io.filesystem import locate
 from coreset_ray.io.ledger import Ledger
 from coreset_ray.io.tables import PartedTable
 from coreset_ray.scores.blindcs import BlindCS
+from coreset_ray.selectors.top import Top
 
 _PART = 50_000  # rows
 
@@ -98,7 +99,9 @@ def run_capped(options: argparse.Namespace) -> None:
     files = [out / f"part-{part}.parquet" for part in parts]
     span = outcome["lowest"], outcome["highest"]
     kept = options.rows // 100
-    choose_top(method, 0, files, span, kept, locate(options.folder / "manifest.parquet"))
+    ranking = Ranking(method, Top(), 0)
+    scored_parts = [Scored(file.uri) for file in files]
+    choose_kept(ranking, scored_parts, span, kept, locate(options.folder / "manifest.parquet"))
     print(f"{options.rows:,} rows x {options.dims}: columns {size / 2**20:,.0f} MiB")
     print(f"limit {options.limit} MiB for all processes that hold rows")
     print(f"scored in {scored - start:.0f} s, selected in {time.perf_counter() - scored:.1f} s")
