@@ -1,5 +1,7 @@
 """Small real pools for tests: digits in shards, a tiny encoder with weights on disk, a config."""
 
+import hashlib
+import io
 import os
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import timm
 import torch
 import webdataset
 import yaml
+from PIL import Image
 from signal_columns import CLASSES, pool_with_signals
 
 from coreset_ray.config import Config
@@ -17,8 +20,20 @@ from coreset_ray.core.pool import Pool
 from coreset_ray.distributed.trial import write_rows
 from coreset_ray.io.filesystem import locate
 from coreset_ray.io.sources import digits_samples, write_shards
-from coreset_ray.io.tables import PartedTable, matrix, read_table, uid_words, write_table
-from pipelines.inputs import filled, pool_table
+from coreset_ray.io.tables import (
+    QUARANTINE,
+    Commit,
+    PartedTable,
+    content_hash,
+    embedding_schema,
+    matrix,
+    part_name,
+    read_table,
+    uid_of,
+    uid_words,
+    write_table,
+)
+from pipelines.inputs import Table, filled, pool_table
 from pipelines.signals import SIGNALS
 
 ENCODER = "timm:test_vit"
@@ -78,6 +93,37 @@ def write_config(
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(data))
     return path
+
+
+def embed_pixels(table: Table) -> None:
+    """Parts for shards of digits that have none, with pixels and some noise as the embedding:
+    quicker than an encoder's, where what follows is in question."""
+    done = table.parts.committed(table.shards)
+    if not done:
+        (table.stage.folder / "table.json").write_json(table.record())
+    for shard in table.shards:
+        if shard.name in done:
+            continue
+        samples = read_shard(shard.uri)
+        keys = [sample["__key__"] for sample in samples]
+        images = [Image.open(io.BytesIO(sample["png"])).convert("L") for sample in samples]
+        unit = np.stack([np.asarray(image, np.float32).ravel() for image in images])
+        noise = np.random.default_rng(list(shard.name.encode()))
+        unit += noise.normal(0, 8, unit.shape).astype(np.float32)
+        n = len(samples)
+        rows = pa.table(
+            [
+                pa.array([uid_of(shard.name, key) for key in keys]),
+                pa.array([shard.name] * n),
+                pa.array(keys),
+                pa.array([hashlib.sha256(sample["png"]).hexdigest() for sample in samples]),
+                *([pa.array([8] * n, pa.int32())] * 2),
+                pa.FixedSizeListArray.from_arrays(pa.array(unit.ravel()), unit.shape[1]),
+            ],
+            schema=embedding_schema(unit.shape[1], "float32"),
+        )
+        told = Commit(shard.name, part_name(shard), n, 0, 0, "", content_hash(rows), "float32")
+        table.parts.commit(told, rows, QUARANTINE.empty_table())
 
 
 def table_of(folder: Path, embedding: np.ndarray, parts: int) -> tuple[PartedTable, dict[str, int]]:

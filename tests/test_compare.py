@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from pools import digits_pool, write_config
+from pools import digits_pool, embed_pixels, write_config
 
 from coreset_ray import cli
 from coreset_ray.config import load
 from pipelines import compare, compare_evaluate, evaluate, export, select_coreset
 from pipelines.compare_cells import counts
+from pipelines.inputs import pool_table
 
 METHODS = [
     {"method": "prototypicality", "balance": "clusters", "label": "typical"},
@@ -34,6 +35,8 @@ def finished(tmp_path_factory, ray_local):
         compare={"methods": METHODS, "budgets": [0.1, 30], "seeds": [0, 1]},
         score={},
     )
+    for table in (pool_table(load(path)), evaluate.test_table(load(path))):
+        embed_pixels(table)
     done, real = [], compare_evaluate._outcomes
 
     def stopping(*arguments):

@@ -344,6 +344,7 @@ def test_what_is_there_is_not_made_again(blobs, trained, ray_local) -> None:
         train(blobs, folder, replace(SMALL, seed=5))
 
 
+@pytest.mark.slow
 def test_stopped_and_resumed_is_as_never_stopped(blobs, trained, ray_local, tmp_path) -> None:
     folder, facts = trained
     assert train(blobs, tmp_path, stop_after=4) == {"epochs": 4, "written": False}

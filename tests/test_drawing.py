@@ -81,6 +81,7 @@ def covered(spans: list[tuple[int, int]]) -> list[int]:
     return sorted(t for a, b in spans for t in range(a, b))
 
 
+@pytest.mark.slow
 def test_raising_draws_goes_on_from_what_is_there(tmp_path, ray_local) -> None:
     few = run(tmp_path, BlindCS(draws=700, neighbors=30), 1, 1)
     assert covered(chunks(few)) == list(range(700))

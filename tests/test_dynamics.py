@@ -343,6 +343,7 @@ def test_a_loss_that_blows_up_is_told(data, ray_local, tmp_path: Path) -> None:
         record(tmp_path, data, "out", proxy=wild, max_failures=100)
 
 
+@pytest.mark.slow
 def test_a_resnet_on_images_decodes_each_once(ray_local, tmp_path: Path) -> None:
     """Dark and bright images in a table of another order; what opens their file counts."""
     n, rng = 41, np.random.default_rng(0)

@@ -48,6 +48,7 @@ def killed(tmp_path_factory):
     return config, parts
 
 
+@pytest.mark.slow
 def test_what_was_committed_is_whole_and_the_rest_is_redone(killed, tmp_path):
     config, parts = killed
     before = commits(parts)

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from matrices import gaussian, grid, relu
-from pools import digits_pool, table_of, write_config
+from pools import digits_pool, embed_pixels, table_of, write_config
 
 from coreset_ray import cli
 from coreset_ray.clustering.neighbors import Neighbors, best, choose_kind, recall
@@ -149,6 +149,7 @@ def embedded(tmp_path_factory, ray_local):
     folder = tmp_path_factory.mktemp("signals")
     train, _ = digits_pool(folder, shards=3, each=60)
     path = write_config(folder, train, signals={"knn": {"k": 7}})
+    embed_pixels(pool_table(load(path)))
     embed.run(load(path))
     return path
 

@@ -194,6 +194,7 @@ def test_a_run_writes_the_patterns_of_every_image_and_selects_by_them(finished) 
     assert signals.needed_by(config) == ["patterns"]
 
 
+@pytest.mark.slow
 def test_a_lost_part_alone_is_made_again_with_the_same_bits(finished) -> None:
     config = load(finished, ["compute.encoders=2"])
     stage, _ = signals.finished(config, "patterns")

@@ -5,7 +5,7 @@ from collections import namedtuple
 from pathlib import Path
 
 import pytest
-from pools import digits_pool, write_config
+from pools import digits_pool, embed_pixels, write_config
 
 from coreset_ray import cli
 from coreset_ray.config import load
@@ -28,18 +28,23 @@ def files_below(folder) -> dict[Path, int]:
 
 @pytest.fixture(scope="module")
 def pool(tmp_path_factory, ray_local):
-    """A configuration of a pool of 240 digits, its plan before anything ran, and what lay in the
-    workspace then."""
+    """A configuration of a pool of 240 digits."""
     folder = tmp_path_factory.mktemp("plan")
     train, _ = digits_pool(folder, shards=2, each=120)
-    config = load(write_config(folder, train))
-    return config, plan.run(config), files_below(config.workspace)
+    return load(write_config(folder, train))
+
+
+@pytest.fixture(scope="module")
+def estimated(pool):
+    """Its plan before anything ran, and what lay in the workspace then."""
+    return plan.run(pool), files_below(pool.workspace)
 
 
 @pytest.fixture(scope="module")
 def scored(pool):
     """The same pool planned when embedded, then scored and selected."""
-    config, *_ = pool
+    config = pool
+    embed_pixels(pool_table(config))
     embed.run(config)
     before = files_below(config.workspace)
     told = plan.run(config)
@@ -50,8 +55,9 @@ def scored(pool):
 
 
 @pytest.mark.slow
-def test_a_pool_that_is_not_embedded_is_estimated(pool):
-    _, told, _ = pool
+def test_a_pool_that_is_not_embedded_is_estimated(estimated):
+    told, written = estimated
+    assert written == {}, "nothing is written into the workspace"
     assert not told["pool"]["exact"] and told["pool"]["rows"] == pytest.approx(240, rel=0.1)
     assert "an estimate" in told["report"]
     assert told["measured"]["encoding"]["width"] == told["pool"]["dims"] == 64
@@ -66,8 +72,7 @@ def test_an_embedded_pool_is_counted(scored):
     assert told["measured"]["encoding"] is None and "as embedded" in told["report"]
 
 
-def test_nothing_is_written_into_the_workspace(pool, scored):
-    assert pool[2] == {}
+def test_nothing_is_written_into_the_workspace(scored):
     _, _, before, after = scored
     assert before == after
 

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 import torch
-from pools import digits_pool, read_shard, without_labels, write_config
+from pools import digits_pool, embed_pixels, read_shard, without_labels, write_config
 from signal_columns import pool_with_signals
 from torch import nn
 
@@ -193,6 +193,7 @@ def finished(tmp_path_factory, ray_local):
     folder = tmp_path_factory.mktemp("grand")
     train, _ = digits_pool(folder, shards=3, each=60)
     path = write_config(folder, train, **GRAND)
+    embed_pixels(pool_table(load(path)))
     run.run(load(path))
     return path
 

@@ -1,33 +1,21 @@
 """A standing coreset: new shards arrive, old ones leave, and versions follow each other."""
 
-import hashlib
-import io
 import json
 import os
 import shutil
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import webdataset
-from PIL import Image
-from pools import digits_pool, read_shard, write_config
+from pools import digits_pool, embed_pixels, read_shard, write_config
 
 from coreset_ray.config import load
 from coreset_ray.io import lease
 from coreset_ray.io.filesystem import locate
 from coreset_ray.io.lease import Overtaken, hold
 from coreset_ray.io.published import Published
-from coreset_ray.io.tables import (
-    QUARANTINE,
-    Commit,
-    content_hash,
-    embedding_schema,
-    part_name,
-    uid_of,
-)
 from coreset_ray.io.workspace import Workspace
 from pipelines import forget, reselect, select_coreset
 from pipelines.inputs import pool_table
@@ -39,39 +27,6 @@ def shards(tmp_path_factory):
     folder = tmp_path_factory.mktemp("digits")
     train, _ = digits_pool(folder, shards=6, each=40)
     return sorted(train.glob("*.tar"))
-
-
-def pixels(png: bytes) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(png)).convert("L"), np.float32).ravel()
-
-
-def commit_pixels(config) -> None:
-    """The parts of shards that have none, with the pixels as the embedding: quicker than an
-    encoder's."""
-    table = pool_table(config)
-    done = table.parts.committed(table.shards)
-    if not done:
-        (table.stage.folder / "table.json").write_json(table.record())
-    for shard in table.shards:
-        if shard.name in done:
-            continue
-        samples = read_shard(shard.uri)
-        keys = [sample["__key__"] for sample in samples]
-        unit = np.stack([pixels(sample["png"]) for sample in samples])
-        n = len(samples)
-        rows = pa.table(
-            [
-                pa.array([uid_of(shard.name, key) for key in keys]),
-                pa.array([shard.name] * n),
-                pa.array(keys),
-                pa.array([hashlib.sha256(sample["png"]).hexdigest() for sample in samples]),
-                *([pa.array([8] * n, pa.int32())] * 2),
-                pa.FixedSizeListArray.from_arrays(pa.array(unit.ravel()), unit.shape[1]),
-            ],
-            schema=embedding_schema(unit.shape[1], "float32"),
-        )
-        told = Commit(shard.name, part_name(shard), n, 0, 0, "", content_hash(rows), "float32")
-        table.parts.commit(told, rows, QUARANTINE.empty_table())
 
 
 class Standing:
@@ -94,7 +49,7 @@ class Standing:
 
     def run(self, *words: str):
         config = self.config(*words)
-        commit_pixels(config)
+        embed_pixels(pool_table(config))
         return reselect.run(config)
 
     @property
@@ -123,7 +78,7 @@ ADD = "reselect.add=5"
 @pytest.mark.slow
 def test_a_night_embeds_and_scores_what_is_new_and_keeps_the_rest(standing, monkeypatch):
     """With a real encoder and draws."""
-    monkeypatch.setattr("test_reselect.commit_pixels", lambda config: None)
+    monkeypatch.setattr("test_reselect.embed_pixels", lambda table: None)
     words = ["score.method=blindcs", "score.params={draws: 2000, neighbors: 20}", ADD]
     standing.arrive(0, 1)
     standing.run(*words)
@@ -209,6 +164,7 @@ def test_a_touched_shard_makes_no_version(standing):
     assert standing.run()["version"] == first["version"] == 1
 
 
+@pytest.mark.slow
 def test_a_budget_that_is_a_share_grows_with_the_pool(standing):
     standing.arrive(0, 1)
     assert standing.run("select.budget=0.1")["images"] == 8
@@ -243,6 +199,7 @@ def test_a_shard_that_leaves_takes_its_images_along(standing):
     assert {c["uid"] for c in changes if c["change"] == "gone"} == its
 
 
+@pytest.mark.slow
 def test_an_image_whose_bytes_change_loses_its_label(standing):
     """The shard comes again with one chosen image replaced and another taken out."""
     standing.arrive(0, 1)
@@ -271,6 +228,7 @@ def test_an_image_whose_bytes_change_loses_its_label(standing):
     assert stay <= set(standing.uids(2)), "the rest of the shard is as it was"
 
 
+@pytest.mark.slow
 def test_only_what_is_labeled_stays(standing, tmp_path):
     standing.arrive(0, 1)
     standing.run()
@@ -297,7 +255,7 @@ def test_a_free_choice_is_that_of_a_plain_run(standing):
     assert standing.table(1, "manifest").equals(plain)
 
 
-@pytest.mark.parametrize("churn", [0.0, 0.25, 1.0])
+@pytest.mark.parametrize("churn", [pytest.param(0.0, marks=pytest.mark.slow), 0.25, 1.0])
 def test_churn_is_capped(standing, churn):
     """Of the version before no more goes than may, and those that come back go in its order."""
     words = ["reselect.keep=none", f"reselect.churn={churn}"]
@@ -312,6 +270,7 @@ def test_churn_is_capped(standing, churn):
         assert told["dropped"] == 3
 
 
+@pytest.mark.slow
 def test_the_images_kept_shape_a_greedy_choice(standing):
     """k-center beside what is kept: each image added is the farthest from all before it."""
     standing.arrive(0, 1)
@@ -437,6 +396,7 @@ def part_of(path: Path) -> str:
     return json.loads(path.with_name(f"{path.stem}.done.json").read_text())["shard"]
 
 
+@pytest.mark.slow
 def test_one_image_is_forgotten_when_its_shard_comes_again_without_it(standing):
     standing.arrive(0, 1)
     standing.run("select.budget=30")

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from pools import digits_pool, table_of, write_config, write_signals
+from pools import digits_pool, embed_pixels, table_of, write_config, write_signals
 
 import coreset_ray
 from coreset_ray import catalog
@@ -32,6 +32,7 @@ def embedded(tmp_path_factory, ray_local):
     folder = tmp_path_factory.mktemp("scoring")
     train, _ = digits_pool(folder, shards=3, each=40)
     config = write_config(folder, train)
+    embed_pixels(pool_table(load(config)))
     embed.run(load(config))
     return config
 
@@ -56,7 +57,7 @@ def scored(config) -> dict[str, dict[str, float]]:
     return columns
 
 
-LAYOUTS = [(1, 1), (3, 1), (1, 3), (2, 2)]
+LAYOUTS = [(1, 1), *(pytest.param(*s, marks=pytest.mark.slow) for s in ((3, 1), (1, 3))), (2, 2)]
 SAMPLED = [n for n, c in catalog.methods().items() if issubclass(c, Sampled)]
 
 

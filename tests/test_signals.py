@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from pools import digits_pool, tiny_encoder, without_labels, write_config
+from pools import digits_pool, embed_pixels, tiny_encoder, without_labels, write_config
 
 from coreset_ray import cli
 from coreset_ray.config import load
@@ -36,6 +36,8 @@ def finished(request, tmp_path_factory, ray_local):
     labels = {"clustering": request.param, **(HEADS if request.param == "temi" else {})}
     told = ELFS["signals"] | {"pseudo_labels": labels}
     path = write_config(folder, train, **ELFS | {"signals": told})
+    if request.param == "kmeans":  # the slow form has an encoder too
+        embed_pixels(pool_table(load(path)))
     run.run(load(path))
     return path
 
@@ -98,6 +100,8 @@ def test_labels_never_reach_a_selection(finished, tmp_path):
     told = ELFS | {"signals": config.signals.model_dump(mode="json")}
     encoders = [tiny_encoder(finished.parent)]
     other = load(write_config(tmp_path, bare, embed={"encoders": encoders}, **told))
+    if other.signals.pseudo_labels.clustering == "kmeans":
+        embed_pixels(pool_table(other))
     run.run(other)
     assert manifest(other).equals(manifest(config))
 

@@ -261,6 +261,7 @@ def test_a_list_of_shards_and_its_lines_are_reached_by_the_same_options(store, b
         assert [locate(s.uri).path for s in shards] == [f"{bucket}/a b.tar", f"{bucket}/c.tar"]
 
 
+@pytest.mark.slow
 def test_shards_are_made_in_a_bucket_and_read_as_a_source_again(store, bucket):
     out = at(store, f"{bucket}/digits")
     made = make_shards("digits", out.uri, per_shard=500)
@@ -441,6 +442,7 @@ def test_the_chain_on_a_store_gives_what_it_gives_on_files(chain, store):
     }, "the shards are only read"
 
 
+@pytest.mark.slow
 def test_a_finished_chain_is_not_repeated_and_verifies(chain, store):
     there, remote = chain[2:]
     before = store.keys("chain-work")
@@ -450,6 +452,7 @@ def test_a_finished_chain_is_not_repeated_and_verifies(chain, store):
     assert verify.run(selection.uri, chunks=1)["kept"] == 24
 
 
+@pytest.mark.slow
 def test_weights_in_the_store_are_the_same_encoder(chain, store, tmp_path):
     there, entry = chain[2], tiny_encoder(tmp_path)
     with store.fs.open_output_stream("chain-work/weights/w.pth") as sink:
@@ -466,6 +469,7 @@ def test_weights_in_the_store_are_the_same_encoder(chain, store, tmp_path):
         pool_table(gone).stage  # noqa: B018
 
 
+@pytest.mark.slow
 def test_images_and_labels_named_by_uri_are_found(chain, store):
     """A manifest to keep, a CSV of labels and a folder for the export, all in the store."""
     there = chain[2]
@@ -521,6 +525,7 @@ def test_a_shard_that_cannot_be_read_is_named_and_the_others_are_kept(chain, pro
     assert {r.rpartition("/")[2] for r in read} == {"00001.tar"}
 
 
+@pytest.mark.slow
 def test_a_workspace_that_stops_taking_parts_loses_none(chain, store, proxy):
     there = chain[2].model_copy(update={"workspace": "s3://chain-work/runs/full"})
     there = there.replace("storage", endpoint=proxy.endpoint)

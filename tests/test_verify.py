@@ -9,13 +9,14 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pools import digits_pool, write_config
+from pools import digits_pool, embed_pixels, write_config
 
 from coreset_ray.cli import main
 from coreset_ray.config import load
 from coreset_ray.io.filesystem import locate
 from coreset_ray.io.ledger import Chunk, Ledger, Record, SumFile, missing
 from pipelines import embed, score, select_coreset, verify
+from pipelines.inputs import pool_table
 
 
 @pytest.fixture(scope="module")
@@ -24,6 +25,7 @@ def selected(tmp_path_factory, ray_local):
     folder = tmp_path_factory.mktemp("verify")
     train, _ = digits_pool(folder, shards=3, each=30)
     config = load(write_config(folder, train))
+    embed_pixels(pool_table(config))
     for stage in (embed, score, select_coreset):
         stage.run(config)
     work = Path(config.workspace)
@@ -58,6 +60,7 @@ def swap_first_rows(path: Path, column: str) -> bytes:
     return before
 
 
+@pytest.mark.slow
 def test_whatever_differs_is_named(selected):
     selection, scores, sums = selected
     done = scores / "done.json"
