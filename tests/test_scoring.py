@@ -24,7 +24,7 @@ from coreset_ray.distributed import alone
 from coreset_ray.io.layout import open_values, write_values
 from coreset_ray.io.tables import matrix, uid_words
 from pipelines import embed, score, select_coreset, signals
-from pipelines.inputs import filled, pool_table
+from pipelines.inputs import Table, filled, pool_table
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +125,8 @@ def test_methods_that_select_alone_choose_as_in_one_process(
     if targeted:
         words.append(f"select.target.shards={load(embedded).pool.shards[0]}/00000.tar")
     config = load(embedded, words)
+    if targeted:
+        embed_pixels(Table(config, config.select.target, "target_embeddings"))
     pool = write_signals(config)
     uid = np.array([f"{hi:016x}{lo:016x}" for hi, lo in pool.uid])
     more = {"target": pool["embedding"][:40]} if targeted else {}
