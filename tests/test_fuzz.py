@@ -307,11 +307,11 @@ def test_any_override_is_taken_or_refused(read_config, key, value):
     read_config(text, [key + value])
 
 
-@few
+@settings(few, max_examples=20)
 @given(
     st.sampled_from(SECTIONS),
     st.sampled_from(["[{}]", "{{a: {}}}", "- {}"]),
-    st.integers(1, 3000),
+    st.sampled_from([1, 2, 20, 200, 3000]),
 )
 def test_deep_nesting_is_refused(read_config, section, level, depth):
     opening, closing = level.format("|").split("|")

@@ -13,7 +13,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
-from pools import digits_pool, tiny_encoder, write_config
+from pools import digits_pool, embed_pixels, tiny_encoder, write_config
 
 from coreset_ray import cli
 from coreset_ray.config import load
@@ -44,6 +44,7 @@ def finished(tmp_path_factory, ray_local):
     select = {"budget": 6, "method": "freesel", "params": {"patterns": COUNT}}
     more = {"compute": {"batch_size": 8, "encoders": 1}, "score": {}}
     path = write_config(folder, train, signals={"patterns": told}, select=select, **more)
+    embed_pixels(pool_table(load(path)))
     cli.main(["run", str(path)])
     return path
 

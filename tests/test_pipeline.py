@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from pools import digits_pool, read_shard, tiny_encoder, without_labels, write_config
+from pools import digits_pool, embed_pixels, read_shard, tiny_encoder, without_labels, write_config
 
 from coreset_ray import cli
 from coreset_ray.config import load
 from coreset_ray.models.recipe import Recipe
 from pipelines import evaluate, export, run, select_coreset
+from pipelines.inputs import pool_table
 
 
 def command(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess:
@@ -29,6 +30,8 @@ def finished(tmp_path_factory, ray_local):
     train, test = digits_pool(folder, shards=4, each=50)
     evaluation = {"test": {"shards": str(test)}, "seeds": [0, 1]}
     path = write_config(folder, train, evaluate=evaluation)
+    for table in (pool_table(load(path)), evaluate.test_table(load(path))):
+        embed_pixels(table)
     return path, run.run(load(path))
 
 
@@ -162,6 +165,7 @@ def test_labels_never_reach_a_selection(finished, tmp_path):
     bare = without_labels(Path(config.pool.shards[0]), tmp_path / "bare")
     encoders = [tiny_encoder(finished[0].parent)]
     other = load(write_config(tmp_path, bare, embed={"encoders": encoders}))
+    embed_pixels(pool_table(other))
     run.run(other)
     assert manifest(other).equals(manifest(config))
 

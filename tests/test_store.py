@@ -507,6 +507,7 @@ def contents(config):
     return {n: c.content for n, c in table.parts.committed(table.shards).items()}
 
 
+@pytest.mark.slow
 def test_a_shard_that_cannot_be_read_is_named_and_the_others_are_kept(chain, proxy):
     there = chain[2].model_copy(update={"workspace": "s3://chain-work/runs/broken"})
     there = there.replace("storage", endpoint=proxy.endpoint)

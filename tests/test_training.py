@@ -9,11 +9,12 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -230,8 +231,9 @@ def _run(table: pa.Table, folder: Path, name: str, recipe: Recipe = SMALL, **how
     return train_and_test(table, test, recipe, name=name, storage_path=str(folder), **how)
 
 
-def _fails_once(marker: Path, reads: int):
-    """An opener whose files fail at the `reads`-th read of a process, unless a marker is there."""
+def _once(marker: Path, reads: int, happens: Callable[[], None]) -> Callable[[str], io.FileIO]:
+    """An opener with whose files something happens at the `reads`-th read of a process, unless a
+    marker is there."""
 
     class Flaky(io.FileIO):
         count = 0
@@ -240,10 +242,17 @@ def _fails_once(marker: Path, reads: int):
             Flaky.count += 1
             if Flaky.count == reads and not marker.exists():
                 marker.touch()
-                raise OSError("the network is gone")
+                happens()
             return super().read(size)
 
     return lambda path: Flaky(path, "rb")
+
+
+def _fails_once(marker: Path, reads: int) -> Callable[[str], io.FileIO]:
+    def fail() -> None:
+        raise OSError("the network is gone")
+
+    return _once(marker, reads, fail)
 
 
 @pytest.fixture(scope="module")
@@ -272,6 +281,24 @@ def test_a_failure_in_the_middle_changes_nothing(
     marker = tmp_path / "failed"
     how = {"open_file": _fails_once(marker, 700), "checkpoint_every": 1}
     out = _run(digits[:500], tmp_path, "flaky", test=digits[500:], **how)
+    assert marker.exists() and _same(out, whole)
+
+
+@pytest.mark.slow
+def test_training_goes_on_when_what_controls_it_is_killed(
+    digits: pa.Table, tmp_path: Path, whole: dict
+) -> None:
+    marker = tmp_path / "killed"
+
+    def kill() -> None:
+        raylet = psutil.Process().parent()
+        assert raylet is not None
+        (victim,) = [c for c in raylet.children() if "TrainController" in c.cmdline()[0]]
+        victim.kill()
+        time.sleep(1)
+
+    how = {"open_file": _once(marker, 700, kill), "checkpoint_every": 1}
+    out = _run(digits[:500], tmp_path, "lost", test=digits[500:], **how)
     assert marker.exists() and _same(out, whole)
 
 
