@@ -37,7 +37,7 @@ def _cluster() -> Iterator[None]:
     ours = not ray.is_initialized()
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # 2 s, twice a run
     if ours:
-        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+        ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield
     if ours:
         ray.shutdown()
