@@ -7,7 +7,6 @@ from typing import Any
 import ray.train
 from ray.train.torch import TorchTrainer
 
-from coreset_ray.distributed.losses import LOST, Losses
 from coreset_ray.distributed.watch import needing
 from coreset_ray.io.filesystem import locate
 
@@ -39,36 +38,30 @@ def fit(
     """What `work` returns where rank is 0, called with {"job": job} on every worker.
 
     Where it catches `Hopeless` it returns {"hopeless": what was said}: Ray Train would retry what
-    is raised. Raises `RuntimeError` for that, and after max_failures, of the workers or of what
-    controls them.
+    is raised. Raises `RuntimeError` for that, and after max_failures.
     """
     place = locate(storage_path)
+    trainer = TorchTrainer(
+        work,
+        train_loop_config={"job": job},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=workers, use_gpu=use_gpu, resources_per_worker=resources_per_worker
+        ),
+        run_config=ray.train.RunConfig(
+            name=name,
+            storage_path=place.path,
+            storage_filesystem=None if place.local else place.fs,
+            failure_config=ray.train.FailureConfig(max_failures=max_failures),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
+        ),
+    )
     each = resources_per_worker or {"CPU": 1.0, "GPU": float(use_gpu)}
     held = {"cpus": each.get("CPU", 0.0), "gpus": each.get("GPU", 0.0), "count": workers}
-    losses = Losses(f"training {name!r}", max_failures + 1)
-    while True:
-        trainer = TorchTrainer(
-            work,
-            train_loop_config={"job": job},
-            scaling_config=ray.train.ScalingConfig(
-                num_workers=workers, use_gpu=use_gpu, resources_per_worker=resources_per_worker
-            ),
-            run_config=ray.train.RunConfig(
-                name=name,
-                storage_path=place.path,
-                storage_filesystem=None if place.local else place.fs,
-                failure_config=ray.train.FailureConfig(max_failures=max_failures),
-                checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
-            ),
-        )
-        try:
-            with needing("training", **held):
-                outcome = trainer.fit().return_value
-            break
-        except ray.train.TrainingFailedError as error:
-            raise RuntimeError(f"training {name!r} failed: {error}") from error
-        except LOST as error:  # what controls the workers; the name goes on from its checkpoint
-            losses.met(error)
+    try:
+        with needing("training", **held):
+            outcome = trainer.fit().return_value
+    except ray.train.TrainingFailedError as error:
+        raise RuntimeError(f"training {name!r} failed: {error}") from error
     if outcome is None or "hopeless" in outcome:
         raise RuntimeError(f"training {name!r}: {(outcome or {}).get('hopeless', 'was aborted')}")
     return outcome
