@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
-from chains import configuration, draws_kept, pool_of
+from chains import committed, configuration, draws_kept, pool_of
 from raylets import Nodes, nodes
 
 
@@ -35,10 +35,6 @@ def main() -> None:
                     for command, done in (("embed", committed), ("score", draws_kept)):
                         told = timed(three, command, config, done, killed)
                         print(f"round {number}, {command}, {told}", flush=True)
-
-
-def committed(work: Path) -> int:
-    return len(list(work.glob("embeddings/*/parts/*.done.json")))
 
 
 def timed(of: Nodes, command: str, config: Path, done: Callable[[Path], int], killed: bool) -> str:

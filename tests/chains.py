@@ -38,6 +38,10 @@ def results(folder: Path) -> dict[str, str]:
     return {str(p.relative_to(work)): hashlib.sha256(p.read_bytes()).hexdigest() for p in found}
 
 
+def committed(work: Path) -> int:
+    return len(list(work.glob("embeddings/*/parts/*.done.json")))
+
+
 def draws_kept(work: Path) -> int:
     return len(list(work.glob("sums/*/*.json")))
 
@@ -115,6 +119,6 @@ def _kill(of: Nodes, driver: Driver, rng: random.Random) -> str:
 
 def _works(process: psutil.Process) -> bool:
     try:
-        return process.cmdline()[:1] != [] and process.cmdline()[0].startswith("ray::")
+        return "".join(process.cmdline()[:1]).startswith("ray::")
     except psutil.Error:
         return False

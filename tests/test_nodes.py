@@ -2,10 +2,19 @@
 the time."""
 
 import time
-from pathlib import Path
 
 import pytest
-from chains import CHAIN, SHARDS, configuration, draws_kept, pool_of, results, soak, undisturbed
+from chains import (
+    CHAIN,
+    SHARDS,
+    committed,
+    configuration,
+    draws_kept,
+    pool_of,
+    results,
+    soak,
+    undisturbed,
+)
 from raylets import nodes
 
 DRAWS = 2_000_000  # enough to be killed in
@@ -33,10 +42,6 @@ def test_three_nodes_give_the_bits_of_one(pool, short, tmp_path):
         for command in CHAIN:
             three.drive(command, configuration(tmp_path, pool, 3000)).ends()
     assert results(tmp_path) == short
-
-
-def committed(work: Path) -> int:
-    return len(list(work.glob("embeddings/*/parts/*.done.json")))
 
 
 MID = {

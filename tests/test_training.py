@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -230,9 +230,8 @@ def _run(table: pa.Table, folder: Path, name: str, recipe: Recipe = SMALL, **how
     return train_and_test(table, test, recipe, name=name, storage_path=str(folder), **how)
 
 
-def _once(marker: Path, reads: int, happens: Callable[[], None]) -> Callable[[str], io.FileIO]:
-    """An opener with whose files something happens at the `reads`-th read of a process, unless a
-    marker is there."""
+def _fails_once(marker: Path, reads: int):
+    """An opener whose files fail at the `reads`-th read of a process, unless a marker is there."""
 
     class Flaky(io.FileIO):
         count = 0
@@ -241,17 +240,10 @@ def _once(marker: Path, reads: int, happens: Callable[[], None]) -> Callable[[st
             Flaky.count += 1
             if Flaky.count == reads and not marker.exists():
                 marker.touch()
-                happens()
+                raise OSError("the network is gone")
             return super().read(size)
 
     return lambda path: Flaky(path, "rb")
-
-
-def _fails_once(marker: Path, reads: int) -> Callable[[str], io.FileIO]:
-    def fail() -> None:
-        raise OSError("the network is gone")
-
-    return _once(marker, reads, fail)
 
 
 @pytest.fixture(scope="module")
