@@ -1,11 +1,13 @@
 """Nights in a row: shards arrive a few at a time, `reselect` runs after each, and the coreset that
 stands at the end is held against one chosen all at once, and against random.
 
-    python benchmarks/standing.py CONFIG WORKSPACE [--nights 10] [--seeds 0 1 2 3 4] [key=value ...]
+    python benchmarks/standing.py CONFIG WORKSPACE [key=value ...] [--seeds 0 1 2 3 4]
+        [--arrivals 49 1]
 
 CONFIG has `evaluate` (labels of the pool and a test set). The pool's shards are copied, with their
-times, into WORKSPACE/pool as they arrive. Says how many shards were embedded each night, seconds of
-a night with new shards and of one with nothing new, and coverage and probe accuracy at the end.
+times, into WORKSPACE/pool as they arrive, by default in ten nights. Says how many shards were
+embedded each night, seconds of a night with new shards and of one with nothing new, and coverage
+and probe accuracy at the end.
 """
 
 import argparse
@@ -42,8 +44,8 @@ def main() -> None:
     parser.add_argument("config")
     parser.add_argument("workspace", type=Path)
     parser.add_argument("overrides", nargs="*")
-    parser.add_argument("--nights", type=int, default=10)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--arrivals", type=int, nargs="+", help="shards of each night")
     options = parser.parse_args()
     logging.disable(logging.INFO)
     ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=40)
@@ -53,7 +55,8 @@ def main() -> None:
     given = load(options.config, options.overrides)
     shards = [Path(shard.uri) for shard in pool_table(given).shards]
     config = load(options.config, words)
-    for night, some in enumerate(np.array_split(np.array(shards, object), options.nights), 1):
+    nights = np.cumsum(options.arrivals)[:-1] if options.arrivals else 10
+    for night, some in enumerate(np.array_split(np.array(shards, object), nights), 1):
         for shard in some:
             shutil.copy2(shard, pool)
         _night(config, night, options.seeds)

@@ -47,7 +47,7 @@ class Head:
 @contextmanager
 def running(folder: Path) -> Iterator[Head]:
     """A head of two CPUs, for the length of the block. folder: for its log."""
-    given = {name: _free_port() for name in _PORTS}
+    given = {name: free_port() for name in _PORTS}
     line = [RAY, "start", "--head", "--block", "--num-cpus=2", "--disable-usage-stats"]
     line += ["--dashboard-host=127.0.0.1", *(f"--{name}={port}" for name, port in given.items())]
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | _AUTH
@@ -81,7 +81,8 @@ def _wait(head: Head, process: subprocess.Popen, log: Path) -> None:
             time.sleep(0.2)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """One that nothing listens at."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

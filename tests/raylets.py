@@ -14,12 +14,11 @@ from ray.cluster_utils import Cluster
 
 
 class Nodes:
-    """A head and further nodes of one CPU each."""
+    """A head and further nodes of one CPU each. head: further arguments of the head's."""
 
-    def __init__(self, count: int):
-        self.cluster = Cluster(
-            initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
-        )
+    def __init__(self, count: int, **head: Any):
+        head = {"num_cpus": 1, "include_dashboard": False} | head
+        self.cluster = Cluster(initialize_head=True, head_node_args=head)
         for _ in range(count - 1):
             self.start()
 
@@ -34,6 +33,11 @@ class Nodes:
     def kill(self, node: Any) -> None:
         """As when its machine is gone: no process of it is told before."""
         self.cluster.remove_node(node, allow_graceful=False)
+
+    def log(self, name: str) -> str:
+        """What a process of Ray's on the head has logged."""
+        folder = Path(self.cluster.head_node.get_session_dir_path(), "logs")
+        return "".join(p.read_text(errors="replace") for p in sorted(folder.glob(f"{name}*")))
 
     def drive(self, command: str, config: Path, *words: str) -> "Driver":
         """A command of ours as a driver on the head."""
@@ -72,9 +76,9 @@ class Driver:
 
 
 @contextmanager
-def nodes(count: int) -> Iterator[Nodes]:
+def nodes(count: int, **head: Any) -> Iterator[Nodes]:
     """So many, for the length of the block."""
-    made = Nodes(count)
+    made = Nodes(count, **head)
     try:
         yield made
     finally:

@@ -2,7 +2,9 @@
 the time."""
 
 import time
+import urllib.request
 
+import numpy as np
 import pytest
 from chains import (
     CHAIN,
@@ -15,6 +17,9 @@ from chains import (
     soak,
     undisturbed,
 )
+from ray._common.utils import get_system_memory
+from ray._private.utils import get_used_memory
+from ray_head import free_port
 from raylets import nodes
 
 DRAWS = 2_000_000  # enough to be killed in
@@ -100,3 +105,35 @@ def test_a_soak_ends_with_the_bits_of_an_undisturbed_run(pool, short, tmp_path):
     """The short form of benchmarks/soak.py."""
     told = soak(tmp_path, pool, short, draws=3000, seconds=60, every=10, seed=1)
     assert sum(told.kills.values()) >= 3 and told.chains >= 1
+
+
+@pytest.mark.slow
+def test_what_ray_kills_for_want_of_memory_is_done_again(pool, short, tmp_path):
+    """By its own monitor, on a node that something else fills in mid-embed."""
+    room = 4 << 30
+    full = (get_used_memory() + room) / get_system_memory()
+    settings = {"memory_usage_threshold": full, "memory_monitor_refresh_ms": 100}
+    config, work = configuration(tmp_path, pool, 3000), tmp_path / "work"
+    with nodes(1, _system_config=settings) as one:
+        driver = one.drive(CHAIN[0], config)
+        driver.until(lambda: committed(work) >= 2)
+        filling = np.ones(room, np.uint8)
+        driver.until(lambda: "memory" in one.log("raylet.out"))
+        assert committed(work) < SHARDS, "the kill comes too late to test anything"
+        del filling
+        driver.ends()
+        for command in CHAIN[1:]:
+            one.drive(command, config).ends()
+    assert results(tmp_path) == short
+
+
+@pytest.mark.slow
+def test_the_last_figures_are_out_when_a_driver_has_ended(pool, tmp_path):
+    """At the endpoint of its node: exactly what its summary says."""
+    port = free_port()
+    with nodes(1, metrics_export_port=port) as one:
+        one.drive(CHAIN[0], configuration(tmp_path, pool, 3000)).ends()
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+            text = answer.read().decode()
+    (summary,) = (tmp_path / "work").glob("runs/*/summary.json")
+    print(text, summary.read_text())
