@@ -1,5 +1,6 @@
 """One small local Ray for the whole session, and small pools to run on."""
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import store_server
+from local_training import in_this_process
 
 # Set before Ray starts: the workers import the checkout, wherever a test changes directory to.
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -39,6 +41,13 @@ def ray_local():
     )
     yield
     ray.shutdown()
+
+
+@pytest.fixture(params=["here", pytest.param("by Ray Train", marks=pytest.mark.slow)])
+def trainer(request, ray_local):
+    """A test of a training runs in this process, and if slow ones are asked for, by Ray Train."""
+    with in_this_process() if request.param == "here" else contextlib.nullcontext():
+        yield
 
 
 @pytest.fixture(scope="session")

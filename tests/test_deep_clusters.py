@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from local_training import in_this_process
 from pools import table_of
 
 from coreset_ray.clustering.agreement import collapsed, contingency, labels_of, matched, usage
@@ -309,7 +310,8 @@ def labels(folder) -> pa.Table:
 @pytest.fixture(scope="module")
 def trained(blobs, ray_local, tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
-    return folder, train(blobs, folder)
+    with in_this_process():
+        return folder, train(blobs, folder)
 
 
 def test_labels_are_the_blobs(blobs, trained) -> None:
@@ -344,8 +346,7 @@ def test_what_is_there_is_not_made_again(blobs, trained, ray_local) -> None:
         train(blobs, folder, replace(SMALL, seed=5))
 
 
-@pytest.mark.slow
-def test_stopped_and_resumed_is_as_never_stopped(blobs, trained, ray_local, tmp_path) -> None:
+def test_stopped_and_resumed_is_as_never_stopped(blobs, trained, trainer, tmp_path) -> None:
     folder, facts = trained
     assert train(blobs, tmp_path, stop_after=4) == {"epochs": 4, "written": False}
     assert not (tmp_path / "out").exists()
@@ -366,15 +367,13 @@ def test_two_workers_find_the_same_clusters(blobs, trained, ray_local, tmp_path)
     assert two["workers"] == 2 and clustering_scores(ours, alone)["acc"] > 0.98
 
 
-@pytest.mark.slow
-def test_a_loss_that_is_not_finite_is_told(blobs, ray_local, tmp_path) -> None:
+def test_a_loss_that_is_not_finite_is_told(blobs, trainer, tmp_path) -> None:
     wild = replace(SMALL, clustering="scan", hidden=(), lr=1e38, final_lr=1e38, warmup_epochs=0)
     with pytest.raises(RuntimeError, match=r"loss was .* epoch 0, step \d .* 1e\+38; lower lr="):
         train(blobs, tmp_path, wild)
 
 
-@pytest.mark.slow
-def test_collapse_is_tried_again_and_told(ray_local, tmp_path, monkeypatch) -> None:
+def test_collapse_is_tried_again_and_told(trainer, tmp_path, monkeypatch) -> None:
     """Images that are all the same have one cluster."""
     monkeypatch.setattr(deep_clusters, "_ATTEMPTS", 2)
     table, parts = table_of(tmp_path / "table", np.ones((40, 3)), 2)

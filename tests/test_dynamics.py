@@ -292,7 +292,7 @@ def test_what_is_finished_is_not_done_again(data, whole) -> None:
     part.write_bytes(kept)
 
 
-def test_resumed_equals_uninterrupted(data, whole, tmp_path: Path) -> None:
+def test_resumed_equals_uninterrupted(data, whole, trainer, tmp_path: Path) -> None:
     """Epoch 3 fails after a checkpoint that holds epochs 0 and 1, whose records stay as they
     were (so what is changed in them remains); from there on the bits are the same."""
     obstacle = break_epoch(tmp_path / "out", 3)
@@ -336,15 +336,13 @@ def test_two_workers_then_one(ray_local, tmp_path: Path) -> None:
     assert (found["change"][:, 0] == 0).all()
 
 
-@pytest.mark.slow  # the loop is the one whose small form test_training.py runs
-def test_a_loss_that_blows_up_is_told(data, ray_local, tmp_path: Path) -> None:
+def test_a_loss_that_blows_up_is_told(data, trainer, tmp_path: Path) -> None:
     wild = MlpRecipe(hidden=16, epochs=5, batch_size=32, lr=1e30)
     with pytest.raises(RuntimeError, match=r"the loss was .* at epoch 0, step \d.*lower lr=1e\+30"):
         record(tmp_path, data, "out", proxy=wild, max_failures=100)
 
 
-@pytest.mark.slow
-def test_a_resnet_on_images_decodes_each_once(ray_local, tmp_path: Path) -> None:
+def test_a_resnet_on_images_decodes_each_once(trainer, tmp_path: Path) -> None:
     """Dark and bright images in a table of another order; what opens their file counts."""
     n, rng = 41, np.random.default_rng(0)
     label = np.arange(n) % 2

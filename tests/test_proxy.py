@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 import torch
+from local_training import in_this_process
 from pools import digits_pool, embed_pixels, read_shard, without_labels, write_config
 from signal_columns import pool_with_signals
 from torch import nn
@@ -194,7 +195,8 @@ def finished(tmp_path_factory, ray_local):
     train, _ = digits_pool(folder, shards=3, each=60)
     path = write_config(folder, train, **GRAND)
     embed_pixels(pool_table(load(path)))
-    run.run(load(path))
+    with in_this_process():
+        run.run(load(path))
     return path
 
 
@@ -334,8 +336,7 @@ class Breaks(ProxyRecipe):
         return super().learning_rate(step, steps)
 
 
-@pytest.mark.slow
-def test_resumed_equals_uninterrupted(finished, tmp_path, monkeypatch) -> None:
+def test_resumed_equals_uninterrupted(finished, trainer, tmp_path) -> None:
     config = load(finished)
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     how: dict[str, Any] = {"checkpoint_every": 1, "max_failures": 0}
@@ -351,8 +352,7 @@ def test_resumed_equals_uninterrupted(finished, tmp_path, monkeypatch) -> None:
         assert own.equals(pq.read_table(f"{stage.folder.path}/part-{part}.parquet"))
 
 
-@pytest.mark.slow
-def test_untrained(finished, tmp_path) -> None:
+def test_untrained(finished, trainer, tmp_path) -> None:
     recipe = ProxyRecipe(**RECIPE | {"epochs": 0})  # type: ignore[arg-type]
     facts = train(load(finished), tmp_path, recipe=recipe, runs=1)
     assert facts["epochs"] == 0 and facts["train_loss"] is None and facts["accuracy"] < 0.5

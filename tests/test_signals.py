@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from local_training import in_this_process
 from pools import digits_pool, embed_pixels, tiny_encoder, without_labels, write_config
 
 from coreset_ray import cli
@@ -36,10 +37,18 @@ def finished(request, tmp_path_factory, ray_local):
     labels = {"clustering": request.param, **(HEADS if request.param == "temi" else {})}
     told = ELFS["signals"] | {"pseudo_labels": labels}
     path = write_config(folder, train, **ELFS | {"signals": told})
-    if request.param == "kmeans":  # the slow form has an encoder too
-        embed_pixels(pool_table(load(path)))
-    run.run(load(path))
+    make(load(path))
     return path
+
+
+def make(config) -> None:
+    """The slow form has an encoder too, and trains by Ray Train."""
+    if config.signals.pseudo_labels.clustering == "temi":
+        run.run(config)
+    else:
+        embed_pixels(pool_table(config))
+        with in_this_process():
+            run.run(config)
 
 
 def manifest(config):
@@ -100,9 +109,7 @@ def test_labels_never_reach_a_selection(finished, tmp_path):
     told = ELFS | {"signals": config.signals.model_dump(mode="json")}
     encoders = [tiny_encoder(finished.parent)]
     other = load(write_config(tmp_path, bare, embed={"encoders": encoders}, **told))
-    if other.signals.pseudo_labels.clustering == "kmeans":
-        embed_pixels(pool_table(other))
-    run.run(other)
+    make(other)
     assert manifest(other).equals(manifest(config))
 
 

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +16,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import ray
 import torch
 from PIL import Image
 from sklearn.datasets import load_digits
@@ -31,15 +29,7 @@ from coreset_ray.models.resnet import build_resnet
 SMALL = Recipe(epochs=3, batch_size=32, image_size=8, lr=0.02, padding=0, flip=False)
 
 
-@pytest.fixture(scope="module")
-def _cluster() -> Iterator[None]:
-    ours = not ray.is_initialized()
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # 2 s, twice a run
-    if ours:
-        ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    if ours:
-        ray.shutdown()
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # 2 s, twice a run
 
 
 @pytest.fixture(scope="module")
@@ -247,7 +237,7 @@ def _fails_once(marker: Path, reads: int):
 
 
 @pytest.fixture(scope="module")
-def whole(_cluster: None, digits: pa.Table, tmp_path_factory: pytest.TempPathFactory) -> dict:
+def whole(ray_local: None, digits: pa.Table, tmp_path_factory: pytest.TempPathFactory) -> dict:
     """An uninterrupted run; its folder is kept under "folder"."""
     folder = tmp_path_factory.mktemp("whole")
     return {"folder": folder, **_run(digits[:500], folder, "whole", test=digits[500:])}
@@ -264,7 +254,7 @@ def test_learns(whole: dict) -> None:
     json.dumps({k: v for k, v in whole.items() if k != "folder"})
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("trainer")
 def test_a_failure_in_the_middle_changes_nothing(
     digits: pa.Table, tmp_path: Path, whole: dict
 ) -> None:
@@ -275,8 +265,7 @@ def test_a_failure_in_the_middle_changes_nothing(
     assert marker.exists() and _same(out, whole)
 
 
-@pytest.mark.usefixtures("_cluster")
-@pytest.mark.slow
+@pytest.mark.usefixtures("trainer")
 def test_dropout_goes_on_as_if_nothing_had_failed(digits: pa.Table, tmp_path: Path) -> None:
     marker, dropping = tmp_path / "failed", replace(SMALL, model="mobilenet_v3_small", epochs=2)
     how = {"open_file": _fails_once(marker, 90), "checkpoint_every": 1}
@@ -284,7 +273,7 @@ def test_dropout_goes_on_as_if_nothing_had_failed(digits: pa.Table, tmp_path: Pa
     assert marker.exists() and _same(flaky, _run(digits[:64], tmp_path, "calm", dropping))
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("trainer")
 def test_a_name_is_resumed_or_refused(digits: pa.Table, whole: dict) -> None:
     """A finished name is tested again, not trained again; other training may not have it."""
     assert _same(_run(digits[:500], whole["folder"], "whole", test=digits[500:]), whole)
@@ -298,23 +287,30 @@ def test_loader_processes_change_nothing(digits: pa.Table, tmp_path: Path, whole
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("_cluster")
+@pytest.mark.usefixtures("ray_local")
 def test_two_workers_and_an_exact_count(digits: pa.Table, tmp_path: Path) -> None:
     out = _run(digits[:501], tmp_path, "two", test=digits[501:], workers=2)
     assert out["test_images"] == 199 and out["workers"] == 2 and out["accuracy"] > 0.5
 
 
-@pytest.mark.usefixtures("_cluster")
+@pytest.mark.usefixtures("trainer")
+def test_one_image_trains(digits: pa.Table, tmp_path: Path) -> None:
+    one_image(digits, tmp_path, 1)
+
+
+@pytest.mark.usefixtures("ray_local")
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [1, 2])
-def test_one_image_trains(digits: pa.Table, tmp_path: Path, workers: int) -> None:
+def test_one_image_trains_on_two_workers(digits: pa.Table, tmp_path: Path) -> None:
+    one_image(digits, tmp_path, 2)
+
+
+def one_image(digits: pa.Table, tmp_path: Path, workers: int) -> None:
     recipe = Recipe(epochs=1, image_size=8, padding=1)
     out = _run(digits[:1], tmp_path, "one", recipe, test=digits[:3], workers=workers)
     assert out["images"] == 1 and out["test_images"] == 3 and math.isfinite(out["train_loss"])
 
 
-@pytest.mark.usefixtures("_cluster")
-@pytest.mark.slow
+@pytest.mark.usefixtures("trainer")
 def test_weight_scales_the_loss(digits: pa.Table, tmp_path: Path) -> None:
     """One batch, so the first loss is the plain one times the mean weight."""
     table = digits[:129]
@@ -326,7 +322,7 @@ def test_weight_scales_the_loss(digits: pa.Table, tmp_path: Path) -> None:
     assert math.isclose(weighted["train_loss"], plain["train_loss"] * mean, rel_tol=1e-5)
 
 
-@pytest.mark.usefixtures("_cluster")
+@pytest.mark.usefixtures("trainer")
 def test_a_loss_that_blows_up_is_told_at_once(digits: pa.Table, tmp_path: Path) -> None:
     recipe = Recipe(epochs=3, batch_size=32, image_size=8, lr=1e30)
     started = time.monotonic()
@@ -366,7 +362,7 @@ train_and_test(table, table, recipe, classes=10, seed=1, name="killed", storage_
 """
 
 
-@pytest.mark.usefixtures("_cluster")
+@pytest.mark.usefixtures("ray_local")
 @pytest.mark.slow
 def test_resumed_equals_uninterrupted(digits: pa.Table, tmp_path: Path) -> None:
     """A driver on a cluster of its own, killed with it after its first checkpoint."""
