@@ -274,7 +274,11 @@ def _chosen(config: Config, stages: list[Stage]) -> list[Stage]:
         told["score"] = Stage("score", 0, 0, 0.0, "no scores")
     if config.selector()[2] or not config.scores:
         told["select"] = Stage("select", 0, 0, None, "not planned")
-    return [told.get(s.name, s) for s in stages]
+    chosen = [told.get(s.name, s) for s in stages]
+    if config.select.filters:
+        at = [s.name for s in chosen].index("select")
+        chosen.insert(at, Stage("filters", 0, 0, None, "not planned"))
+    return chosen
 
 
 def _layout_told(pool: PoolSize, layout: Layout | None) -> dict[str, Any] | None:

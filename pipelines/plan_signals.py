@@ -1,5 +1,6 @@
 """What signals and a choice without scores would need and take, for the plan."""
 
+from collections.abc import Sequence
 from contextlib import suppress
 
 from coreset_ray.clustering.kmeans_fit import Clustering
@@ -7,7 +8,9 @@ from coreset_ray.clustering.neighbors import choose_kind
 from coreset_ray.config import Config
 from coreset_ray.core import limits, signal_costs
 from coreset_ray.core.forecast import PoolSize, RowCosts, Stage
+from coreset_ray.core.selection import resolve_budget
 from coreset_ray.core.signal_costs import Work
+from coreset_ray.core.whole_set import WholeSet
 from coreset_ray.distributed.session import Cluster
 from coreset_ray.models.mlp import MlpRecipe
 from pipelines import signals
@@ -20,9 +23,9 @@ _METRICS = 9
 def wanted_by(config: Config) -> list[str]:
     """The signals that a run makes: those needed, and those they are made of, in their order."""
     needed = set(signals.needed_by(config))
-    if "dynamics" in needed:
+    if needed & {"dynamics", "proxy"}:
         needed.add("pseudo_labels")
-    if "pseudo_labels" in needed:
+    if "pseudo_labels" in needed and config.signals.labels == "pseudo":
         kmeans = config.signals.pseudo_labels.clustering == "kmeans"
         needed.add("clusters" if kmeans else "knn")
     return [name for name in signals.SIGNALS if name in needed]
@@ -52,18 +55,36 @@ def signal_stages(
 
 
 def check_choice(config: Config, pool: PoolSize, on: Cluster) -> None:
-    """`ValueError` where a method that needs all rows fits no machine."""
+    """`ValueError` where a filter, or a method that needs all rows, fits no machine."""
+    for wanted in config.select.filters:
+        dropping = wanted.build()
+        each = _row_bytes(config, dropping.needs, pool)
+        who, remedy = f"select.filters: {dropping}", limits.WITHOUT_FILTER
+        limits.check_whole(pool.rows, each, 1, on.nodes, who=who, remedy=remedy)
     method = config.rule(0.0)
-    if config.scores or not hasattr(method, "choose"):
+    if config.scores or not isinstance(method, WholeSet):
         return
-    told, groups = config.signals, 1
-    c = _GUESSED if told.classes == "auto" else told.classes
-    if config.select.balance is not None:
-        groups = c if config.select.balance == "pseudo_labels" else (told.clusters.count or c)
-    each = sum(
-        signal_costs.row_bytes(column, pool.dims, told.knn.k, c, 0) for column in method.needs
-    )
-    limits.check_whole(pool.rows // groups, each, config.select.partitions, on.nodes)
+    groups = 1
+    if (balance := config.select.balance) is not None:
+        groups = _classes(config) if balance == "pseudo_labels" else _clusters(config)
+    share = -(-resolve_budget(config.select.budget, pool.rows) // groups)
+    each = _row_bytes(config, method.needs, pool)
+    parts = config.select.partitions
+    limits.check_whole(pool.rows // groups, each, parts, on.nodes, method.scratch(share))
+
+
+def _row_bytes(config: Config, needs: Sequence[str], pool: PoolSize) -> int:
+    told = config.signals
+    sizes = pool.dims, told.knn.k, _classes(config), told.proxy.recipe().hidden
+    return sum(signal_costs.row_bytes(column, *sizes) for column in needs)
+
+
+def _classes(config: Config) -> int:
+    return _GUESSED if config.signals.classes == "auto" else config.signals.classes
+
+
+def _clusters(config: Config) -> int:
+    return config.signals.clusters.count or _classes(config)
 
 
 def _finished(config: Config, name: str) -> bool:
@@ -74,19 +95,21 @@ def _finished(config: Config, name: str) -> bool:
 
 def _work(config: Config, name: str, pool: PoolSize) -> Work | None:
     """None for what is not foretold."""
-    n, m, told = pool.rows, pool.dims, config.signals
-    c = _GUESSED if told.classes == "auto" else told.classes
+    n, m, told, c = pool.rows, pool.dims, config.signals, _classes(config)
     if name == "knn":
         kind = choose_kind(n) if told.knn.index == "auto" else told.knn.index
         return signal_costs.neighbors(n, m, told.knn.k, kind, told.knn.lists, told.knn.probes)
     if name == "clusters":
-        count = told.clusters.count or c
-        return signal_costs.clusters(n, m, count, Clustering.single, told.clusters.iterations)
+        iterations = told.clusters.iterations
+        return signal_costs.clusters(n, m, _clusters(config), Clustering.single, iterations)
     if name == "pseudo_labels":
-        if told.pseudo_labels.clustering == "kmeans":
+        if told.labels != "pseudo" or told.pseudo_labels.clustering == "kmeans":
             return Work(0.0, 0, 20 * n)
         heads = told.pseudo_labels.heads(c, told.seed)
         return signal_costs.heads(n, m, c, heads.hidden, heads.heads, heads.epochs)
+    if name == "proxy":
+        recipe, runs = told.proxy.recipe(), told.proxy.runs
+        return signal_costs.proxy(n, m, c, recipe.hidden, recipe.epochs, runs)
     recipe = told.dynamics.recipe() if name == "dynamics" else None
     if isinstance(recipe, MlpRecipe):
         width, epochs = recipe.hidden, recipe.epochs

@@ -36,6 +36,7 @@ ALLOWED = {
     "coreset_ray.telemetry": "coreset_ray.core",
     "coreset_ray.distributed": "coreset_ray.core coreset_ray.clustering coreset_ray.models "
     "coreset_ray.io coreset_ray.telemetry ray pyarrow numpy torch torchvision tqdm",
+    "coreset_ray.help_text": "",
     "coreset_ray.cli": "coreset_ray pipelines",
     "pipelines": "coreset_ray pyarrow numpy matplotlib",
 }

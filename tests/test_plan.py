@@ -260,6 +260,11 @@ def test_signals_are_planned_with_what_they_are_made_of(tmp_path):
     assert d2["knn"] == (None, "not planned on GPUs")
     assert d2["score"] == (0.0, "no scores") and d2["select"] == (None, "not planned")
     assert "clusters" in planned(tmp_path, "select.balance=clusters")
+    told = "score.method=grand", "signals.labels=cls"
+    grand = planned(tmp_path, *told, "signals.proxy.runs=10")
+    assert list(grand)[2:] == ["pseudo_labels", "proxy"], "labels that are given take no clusters"
+    more = planned(tmp_path, *told, "signals.proxy.runs=20")
+    assert grand["proxy"][0] - 23 == pytest.approx((more["proxy"][0] - 23) / 2, rel=0.1)
     resnet = planned(tmp_path, "score.method=elfs", "signals.dynamics.proxy=resnet18")
     assert resnet["dynamics"] == (None, "not planned")
 
@@ -270,6 +275,21 @@ def test_signals_that_fit_no_cluster_are_refused(tmp_path):
         ValueError, match=r"'knn' holds the pool's rows .*, 25\.7 GB, and the nodes"
     ):
         planned(tmp_path, "select.method=d2", rows=5_000_000)
+
+
+@pytest.mark.usefixtures("nothing_made")
+def test_choices_that_fit_no_node_are_refused(tmp_path):
+    """By their rows, by what a filter reads, and by what grows with the budget alone."""
+    with pytest.raises(ValueError, match=r"holds all rows .* select.partitions to at least 3"):
+        planned(tmp_path, "select.method=medoids", rows=2_000_000)
+    near = "select.filters=[near_duplicates]"
+    assert planned(tmp_path, near)["filters"] == (None, "not planned")
+    with pytest.raises(ValueError, match=r"select.filters: NearDup.* leave it out, or add a large"):
+        planned(tmp_path, near, rows=10_000_000)
+    many = "select.method=gradmatch", "select.budget=0.8"
+    with pytest.raises(ValueError, match=r"takes 25.6 GB to choose so many.*select.balance"):
+        planned(tmp_path, *many)
+    assert "proxy" in planned(tmp_path, *many, "select.balance=pseudo_labels")
 
 
 def test_what_a_signal_costs_grows_with_the_index():

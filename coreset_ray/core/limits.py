@@ -106,26 +106,39 @@ def check_signal(name: str, needed: int, nodes: Nodes) -> None:
         )
 
 
+WITHOUT_FILTER = "leave it out, or add a larger node"
+
+
 def check_whole(
     rows: int,
     each: int,
     partitions: int,
     nodes: Nodes,
+    scratch: int = 0,
     who: str = "this method",
     remedy: str = "set select.partitions to at least {enough}, which chooses in two rounds",
 ) -> None:
-    """`ValueError` where so many rows of so many bytes, in so many partitions, fit no node.
+    """`ValueError` where so many rows of so many bytes, in so many partitions, fit no node, or
+    leave no room for what a choice itself takes.
 
-    who: holds them; remedy: what to do about it, `{enough}` stands for partitions that would do.
+    scratch: bytes of that; who: holds them; remedy: what to do about it, `{enough}` stands for
+    partitions that would do.
     """
     most = max((memory for _, memory in nodes), default=0)
     asked = COPIES * each * rows / partitions
-    if asked > most:
-        enough = -(-COPIES * each * rows // max(int(most), 1))
+    if scratch >= most:
+        raise ValueError(
+            f"{who} takes {in_bytes(scratch)} to choose so many, whatever the pool, and the "
+            f"largest node offers {in_bytes(most)}: lower the budget, or share it out over groups "
+            "with select.balance"
+        )
+    if asked + scratch > most:
+        enough = -(-COPIES * each * rows // int(most - scratch))
+        beside = f", beside {in_bytes(scratch)} to choose so many" if scratch else ""
         raise ValueError(
             f"{who} holds all rows in one process: {COPIES} × {rows / partitions:,.0f} rows × "
-            f"{each:,} bytes = {in_bytes(asked)}, and the largest node offers {in_bytes(most)}: "
-            + remedy.format(enough=enough)
+            f"{each:,} bytes = {in_bytes(asked)}{beside}, and the largest node offers "
+            f"{in_bytes(most)}: " + remedy.format(enough=enough)
         )
 
 

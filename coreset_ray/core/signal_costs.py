@@ -13,6 +13,7 @@ TRAINING = 20.0  # seconds for a training by Ray Train to come up, measured on t
 _PASSES = 12  # over the rows until k-means begins to iterate
 _UID = 17  # bytes of a row's identity on disk
 _NUMBER = 4  # of a neighbour's number on disk
+_FOOLED = 2  # steps of DeepFool an image, where a classifier has learned: 1.2 to 1.9 on digits
 _FLOAT = 3.8  # of a float32 on disk: mantissas hardly compress
 
 
@@ -61,6 +62,15 @@ def classifier(n: int, m: int, c: int, hidden: int, epochs: int, columns: int) -
     """An MLP on embeddings, there and back; columns: numbers written of each row."""
     flops = 2.0 * epochs * n * (2 * m * hidden + 3 * hidden * c)
     return Work(flops, 4 * n * m + 8 * n * c, int(n * (_UID + columns * _FLOAT)), 1)
+
+
+def proxy(n: int, m: int, c: int, hidden: int, epochs: int, runs: int) -> Work:
+    """Small classifiers side by side; of each image their probabilities, features and gradients,
+    and DeepFool on the first, in float64."""
+    training = classifier(n, m, c, hidden, epochs, 0)
+    told = runs * (m * hidden + hidden * c) + 2 * (m * hidden + _FOOLED * c * hidden**2)
+    flops = runs * training.flops + 2.0 * n * told
+    return Work(flops, 4 * n * m, int(n * (_UID + _NUMBER + (c + hidden + runs + 1) * _FLOAT)), 1)
 
 
 def row_bytes(column: str, m: int, k: int, c: int, h: int) -> int:

@@ -38,6 +38,10 @@ class WholeSet(Method):
     targeted: ClassVar[bool] = False
     weighs: ClassVar[bool] = False
 
+    def scratch(self, k: int) -> int:
+        """Bytes that a choice grows to beside its rows, where k are chosen or kept, if many."""
+        return 0
+
     @abstractmethod
     def choose(self, pool: Pool, k: int, seed: int, given: Given) -> Selection:
         """k rows, none of them kept already. pool: in ascending order of uid, with the columns

@@ -73,7 +73,8 @@ def choose_alone(
         found = choose_greedily(method, seed, files, parts, share, kept, group=group, actors=actors)
     else:
         each = row_bytes(method.needs, files, next(iter(parts)))
-        check_whole(int(sizes.max()) + len(kept), each, partitions, cluster().nodes)
+        rows, scratch = int(sizes.max()) + len(kept), method.scratch(max(share) + len(kept))
+        check_whole(rows, each, partitions, cluster().nodes, scratch)
         given = Given(kept, start.target)
         found = choose_from_all(
             method, seed, files, parts, share, given, group=group, partitions=partitions

@@ -38,6 +38,9 @@ class GradMatch(WholeSet):
         if not 0 < self.ridge < np.inf:
             raise ValueError(f"ridge={self.ridge}: expected a number above 0")
 
+    def scratch(self, k: int) -> int:
+        return 16 * k * k
+
     def choose(self, pool: Pool, k: int, seed: int, given: Given) -> Selection:
         of = gradients_of(pool, pool["proxy.label"])
         n, before = len(pool), len(given.kept)
