@@ -166,21 +166,34 @@ def test_a_driver_killed_in_mid_run_goes_on_from_its_sums(tmp_path, ray_local) -
     np.testing.assert_array_equal(outcome["scores"], expected(tmp_path, method))
 
 
-def test_it_stops_once_stable(tmp_path, ray_local, monkeypatch) -> None:
+@pytest.fixture
+def pairs(monkeypatch) -> None:
     """Rows in pairs that coincide: the signal is strong, and few draws show it."""
-    monkeypatch.setattr("coreset_ray.distributed.score._FIRST_CHECK", 200)
-    monkeypatch.setattr("test_drawing.pool_table", lambda folder: table_of(folder, pairs, PARTS))
     rng = np.random.default_rng(1)
     pairs = np.repeat(rng.normal(size=(60, 8)), rng.integers(1, 9, 60), axis=0)
-    method = BlindCS(draws=1_000_000, neighbors=5)
-    outcome = run(tmp_path, method, 2, 1, stability=0.5)
+    monkeypatch.setattr("test_drawing.pool_table", lambda folder: table_of(folder, pairs, PARTS))
+    monkeypatch.setattr("coreset_ray.distributed.score._FIRST_CHECK", 200)
+
+
+ENDLESS = BlindCS(draws=1_000_000, neighbors=5)
+
+
+def test_it_stops_once_stable(tmp_path, ray_local, pairs) -> None:
+    outcome = run(tmp_path, ENDLESS, 2, 1, stability=0.5)
     assert outcome["draws"] in [200 * 2**i for i in range(8)]
     assert outcome["stability"]["repeat"]["score"] >= 0.5
     np.testing.assert_array_equal(
         outcome["scores"], expected(tmp_path, BlindCS(draws=outcome["draws"], neighbors=5))
     )
-    sharded = run(tmp_path, method, 1, 3, stability=0.5)
-    assert sharded["stability"] == outcome["stability"]
+
+
+@pytest.mark.slow
+def test_row_shards_are_stable_at_the_same_draw(tmp_path, ray_local, pairs) -> None:
+    whole, sharded = (
+        run(tmp_path / str(shards), ENDLESS, workers, shards, stability=0.5)
+        for workers, shards in ((2, 1), (1, 3))
+    )
+    assert sharded["draws"] == whole["draws"] and sharded["stability"] == whole["stability"]
 
 
 NODES = """

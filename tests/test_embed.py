@@ -372,6 +372,7 @@ def test_an_encoder_that_cannot_be_had_is_named_at_once(tmp_path, no_ray, missin
     assert not (tmp_path / "workspace").exists()
 
 
+@pytest.mark.slow
 def test_weights_of_another_network_are_named(ray_local, tmp_path, weights):
     write_shard(tmp_path / "pool/0.tar", samples(0, 2))
     config = configure(tmp_path, tmp_path / "pool", [encoder(VIT, weights[CNN])])

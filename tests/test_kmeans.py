@@ -310,7 +310,7 @@ def written(out) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in sorted(Path(out.path).iterdir())}
 
 
-@pytest.mark.parametrize("single", [4096, 10])
+@pytest.mark.parametrize("single", [10, pytest.param(4096, marks=pytest.mark.slow)])
 def test_any_number_of_actors_writes_the_same(pool, ray_local, tmp_path, single) -> None:
     table, parts = table_of(tmp_path / "table", pool, 5)
     wanted, told, files = Clustering(12, single=single), [], []

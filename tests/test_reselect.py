@@ -137,7 +137,9 @@ def test_nothing_new_starts_nothing(standing, monkeypatch):
     assert {p: p.stat().st_mtime_ns for p in (standing.folder / "work").rglob("*")} == before
 
 
-@pytest.mark.parametrize("after", ["embed.run", "reselect_difference.write"])
+@pytest.mark.parametrize(
+    "after", ["embed.run", pytest.param("reselect_difference.write", marks=pytest.mark.slow)]
+)
 def test_a_shard_that_arrives_during_a_run_is_the_next_one_s(standing, monkeypatch, after):
     """Neither does it stop the run, nor does the next one take it for known."""
     module, name = after.split(".")
@@ -255,7 +257,9 @@ def test_a_free_choice_is_that_of_a_plain_run(standing):
     assert standing.table(1, "manifest").equals(plain)
 
 
-@pytest.mark.parametrize("churn", [pytest.param(0.0, marks=pytest.mark.slow), 0.25, 1.0])
+@pytest.mark.parametrize(
+    "churn", [0.25, *(pytest.param(c, marks=pytest.mark.slow) for c in (0.0, 1.0))]
+)
 def test_churn_is_capped(standing, churn):
     """Of the version before no more goes than may, and those that come back go in its order."""
     words = ["reselect.keep=none", f"reselect.churn={churn}"]

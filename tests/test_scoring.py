@@ -225,8 +225,18 @@ def test_a_part_is_read_in_blocks(tmp_path, monkeypatch):
         write_values(tmp_path / "other", table, list(parts), 90, "float32")
 
 
-@pytest.mark.parametrize("words", [["score.method=random"], ["score={}", "select.method=herding"]])
-@pytest.mark.parametrize("balance", ["null", "clusters"])
+SCORED, ALONE_BY = ["score.method=random"], ["score={}", "select.method=herding"]
+
+
+@pytest.mark.parametrize(
+    ("words", "balance"),
+    [
+        (SCORED, "clusters"),
+        (ALONE_BY, "null"),
+        pytest.param(SCORED, "null", marks=pytest.mark.slow),
+        pytest.param(ALONE_BY, "clusters", marks=pytest.mark.slow),
+    ],
+)
 def test_filters_leave_out_what_they_drop_in_one_process(embedded, words, balance):
     """Each by the whole pool, before a rule or a method that selects alone, whole or in groups."""
     asked = "[near_duplicates, {method: hypersphere, params: {share: 0.3}}]"

@@ -550,6 +550,7 @@ def test_a_workspace_that_stops_taking_parts_loses_none(chain, store, proxy):
     assert contents(there) == contents(chain[2])
 
 
+@pytest.mark.slow
 def test_a_store_that_stutters_is_ridden_out(chain, proxy):
     """500, 503, dropped connections and bodies that end early, all through an embedding."""
     there = chain[2].model_copy(update={"workspace": "s3://chain-work/runs/stutter"})
