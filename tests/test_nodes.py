@@ -1,6 +1,7 @@
 """Clusters of several real nodes: how many there are, and which of them die, changes nothing but
 the time."""
 
+import json
 import time
 import urllib.request
 
@@ -17,10 +18,13 @@ from chains import (
     soak,
     undisturbed,
 )
+from prometheus_client.parser import text_string_to_metric_families
 from ray._common.utils import get_system_memory
 from ray._private.utils import get_used_memory
 from ray_head import free_port
 from raylets import nodes
+
+from coreset_ray.distributed.metrics import COUNTERS
 
 DRAWS = 2_000_000  # enough to be killed in
 
@@ -135,5 +139,16 @@ def test_the_last_figures_are_out_when_a_driver_has_ended(pool, tmp_path):
         one.drive(CHAIN[0], configuration(tmp_path, pool, 3000)).ends()
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
             text = answer.read().decode()
+    found = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            if sample.name.startswith("ray_coreset_") and family.type == "counter":
+                found[sample.name, sample.labels.get("phase", "")] = sample.value
     (summary,) = (tmp_path / "work").glob("runs/*/summary.json")
-    print(text, summary.read_text())
+    (stage,) = json.loads(summary.read_text())["stages"]
+    expected = {
+        (f"ray_{metric.name}_total", metric.phase): stage["amounts"][metric.amount]
+        for metric in COUNTERS
+        if metric.amount in stage["amounts"]
+    }
+    assert len(expected) >= 6 and found == pytest.approx(expected, abs=0.001)
