@@ -118,7 +118,9 @@ def _kill(of: Nodes, driver: Driver, rng: random.Random) -> str:
 
 
 def _works(process: psutil.Process) -> bool:
+    """Not an agent, whose node goes with it, be it the head."""
     try:
-        return "".join(process.cmdline()[:1]).startswith("ray::")
+        name = "".join(process.cmdline()[:1])
     except psutil.Error:
         return False
+    return name.startswith("ray::") and "Agent" not in name
