@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from ray.exceptions import NodeDiedError, RayActorError, RayError, WorkerCrashedError
 
 from coreset_ray.distributed import attempts, shared, watch
+from coreset_ray.distributed import losses as losses_module
 from coreset_ray.distributed.attempts import MOST, Attempts, given_up
 from coreset_ray.distributed.losses import LOST, Losses, reason
 from coreset_ray.distributed.shared import check_shared
@@ -30,6 +31,14 @@ The actor is dead because its worker process has died. Worker exit type: SYSTEM_
 
 
 # --- losses with and without progress ----------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def waited(monkeypatch):
+    """The pauses that would have been made."""
+    pauses: list[float] = []
+    monkeypatch.setattr(losses_module, "time", SimpleNamespace(sleep=pauses.append))
+    return pauses
 
 
 @quick
@@ -66,6 +75,16 @@ def test_a_stage_that_gets_on_may_lose_as_often_as_it_likes(caplog):
     with pytest.raises(RuntimeError, match="20 processes were lost"):
         for _ in range(20):
             losses.met(NodeDiedError("node died"))
+
+
+def test_losses_without_progress_wait_longer_each_time(waited):
+    losses = Losses("score")
+    for _ in range(9):
+        losses.met(NodeDiedError("node died"))
+    assert waited == [0.05 * 2**i for i in range(7)] + [5.0, 5.0]
+    losses.got_on()
+    losses.met(NodeDiedError("node died"))
+    assert waited[-1] == 0.05
 
 
 def test_a_loss_that_is_made_up_for_is_told_in_a_line(caplog):

@@ -5,6 +5,7 @@ of the work, the stage catches `LOST`, makes new actors and goes on from what it
 """
 
 import logging
+import time
 
 from ray.exceptions import (
     NodeDiedError,
@@ -19,11 +20,13 @@ LOST = (RayActorError, NodeDiedError, ObjectLostError, OutOfMemoryError, WorkerC
 
 _log = logging.getLogger(__name__)
 _MOST = 20
+_PAUSES = 0.05, 5.0  # seconds after the first loss, twice as long after each further one, at most
 
 
 class Losses:
     """Counts what a stage lost since it last got on. A stage that loses and gets on may lose as
-    often as it likes; one that only loses is ended."""
+    often as it likes; one that only loses waits longer each time, for what fails at once may work
+    a minute later, and is ended."""
 
     def __init__(self, stage: str, most: int = _MOST):
         self.stage, self.most, self.count = stage, most, 0
@@ -44,6 +47,8 @@ class Losses:
                 f"last one: {told}"
             ) from error
         _log.warning("%s: a process was lost and its work is done again: %s", self.stage, told)
+        first, longest = _PAUSES
+        time.sleep(min(longest, first * 2 ** (self.count - 1)))
 
 
 def reason(error: BaseException) -> str:
