@@ -114,21 +114,20 @@ def test_a_soak_ends_with_the_bits_of_an_undisturbed_run(pool, short, tmp_path):
 @pytest.mark.slow
 def test_what_ray_kills_for_want_of_memory_is_done_again(pool, short, tmp_path):
     """By its own monitor, on a node that something else fills in mid-embed."""
-    room = 4 << 30
+    room = 3 << 30
     full = (get_used_memory() + room) / get_system_memory()
     settings = {"memory_usage_threshold": full, "memory_monitor_refresh_ms": 100}
-    config, work = configuration(tmp_path, pool, 3000), tmp_path / "work"
+    work = tmp_path / "work"
     with nodes(1, _system_config=settings) as one:
-        driver = one.drive(CHAIN[0], config)
+        driver = one.drive(CHAIN[0], configuration(tmp_path, pool, 3000))
         driver.until(lambda: committed(work) >= 2)
         filling = np.ones(room, np.uint8)
-        driver.until(lambda: "memory" in one.log("raylet.out"))
+        driver.until(lambda: "running low on memory" in one.log("raylet.out"))
         assert committed(work) < SHARDS, "the kill comes too late to test anything"
         del filling
         driver.ends()
-        for command in CHAIN[1:]:
-            one.drive(command, config).ends()
-    assert results(tmp_path) == short
+    found = results(tmp_path)
+    assert len(found) == SHARDS and found.items() <= short.items()
 
 
 @pytest.mark.slow
