@@ -1,9 +1,11 @@
 """A Ray cluster of several nodes on this machine, of Ray's own processes, and drivers on it."""
 
+import gc
 import os
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,6 +35,15 @@ class Nodes:
     def kill(self, node: Any) -> None:
         """As when its machine is gone: no process of it is told before."""
         self.cluster.remove_node(node, allow_graceful=False)
+
+    def end(self) -> None:
+        """Ray leaves its nodes' sockets to the garbage collector, which would tell some later test
+        of them."""
+        self.cluster.shutdown()
+        del self.cluster
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)
+            gc.collect()
 
     def log(self, name: str) -> str:
         """What a process of Ray's on the head has logged."""
@@ -82,4 +93,4 @@ def nodes(count: int, **head: Any) -> Iterator[Nodes]:
     try:
         yield made
     finally:
-        made.cluster.shutdown()
+        made.end()

@@ -26,6 +26,7 @@ from raylets import nodes
 
 from coreset_ray.distributed.metrics import COUNTERS
 
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")  # sockets of killed nodes
 DRAWS = 2_000_000  # enough to be killed in
 
 
