@@ -45,11 +45,6 @@ class Nodes:
             warnings.simplefilter("ignore", ResourceWarning)
             gc.collect()
 
-    def log(self, name: str) -> str:
-        """What a process of Ray's on the head has logged."""
-        folder = Path(self.cluster.head_node.get_session_dir_path(), "logs")
-        return "".join(p.read_text(errors="replace") for p in sorted(folder.glob(f"{name}*")))
-
     def drive(self, command: str, config: Path, *words: str) -> "Driver":
         """A command of ours as a driver on the head."""
         line = [sys.executable, "-m", "coreset_ray.cli", command, str(config), *words]

@@ -5,7 +5,6 @@ import json
 import time
 import urllib.request
 
-import numpy as np
 import pytest
 from chains import (
     CHAIN,
@@ -19,8 +18,6 @@ from chains import (
     undisturbed,
 )
 from prometheus_client.parser import text_string_to_metric_families
-from ray._common.utils import get_system_memory
-from ray._private.utils import get_used_memory
 from ray_head import free_port
 from raylets import nodes
 
@@ -110,25 +107,6 @@ def test_a_soak_ends_with_the_bits_of_an_undisturbed_run(pool, short, tmp_path):
     """The short form of benchmarks/soak.py."""
     told = soak(tmp_path, pool, short, draws=3000, seconds=60, every=10, seed=1)
     assert sum(told.kills.values()) >= 3 and told.chains >= 1
-
-
-@pytest.mark.slow
-def test_what_ray_kills_for_want_of_memory_is_done_again(pool, short, tmp_path):
-    """By its own monitor, on a node that something else fills in mid-embed."""
-    room = 3 << 30
-    full = (get_used_memory() + room) / get_system_memory()
-    settings = {"memory_usage_threshold": full, "memory_monitor_refresh_ms": 100}
-    work = tmp_path / "work"
-    with nodes(1, _system_config=settings) as one:
-        driver = one.drive(CHAIN[0], configuration(tmp_path, pool, 3000))
-        driver.until(lambda: committed(work) >= 2)
-        filling = np.ones(room, np.uint8)
-        driver.until(lambda: "running low on memory" in one.log("raylet.out"))
-        assert committed(work) < SHARDS, "the kill comes too late to test anything"
-        del filling
-        driver.ends()
-    found = results(tmp_path)
-    assert len(found) == SHARDS and found.items() <= short.items()
 
 
 @pytest.mark.slow
