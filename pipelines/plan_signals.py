@@ -59,8 +59,7 @@ def check_choice(config: Config, pool: PoolSize, on: Cluster) -> None:
     for wanted in config.select.filters:
         dropping = wanted.build()
         each = _row_bytes(config, dropping.needs, pool)
-        who, remedy = f"select.filters: {dropping}", limits.WITHOUT_FILTER
-        limits.check_whole(pool.rows, each, 1, on.nodes, who=who, remedy=remedy)
+        limits.check_filter(dropping, pool.rows, each, on.nodes)
     method = config.rule(0.0)
     if config.scores or not isinstance(method, WholeSet):
         return

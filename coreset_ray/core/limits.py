@@ -106,9 +106,6 @@ def check_signal(name: str, needed: int, nodes: Nodes) -> None:
         )
 
 
-WITHOUT_FILTER = "leave it out, or add a larger node"
-
-
 def check_whole(
     rows: int,
     each: int,
@@ -140,6 +137,12 @@ def check_whole(
             f"{each:,} bytes = {in_bytes(asked)}{beside}, and the largest node offers "
             f"{in_bytes(most)}: " + remedy.format(enough=enough)
         )
+
+
+def check_filter(method: object, rows: int, each: int, nodes: Nodes) -> None:
+    """`ValueError` where so many rows, of so many bytes as a filter reads, fit no node."""
+    who, remedy = f"select.filters: {method}", "leave it out, or add a larger node"
+    check_whole(rows, each, 1, nodes, who=who, remedy=remedy)
 
 
 def check_disk(place: str, free: int, needs: dict[str, int], remedies: Sequence[str]) -> None:

@@ -7,7 +7,7 @@ import pyarrow as pa
 import ray
 
 from coreset_ray.core.filter import Filter, dropped_by
-from coreset_ray.core.limits import WITHOUT_FILTER, check_whole
+from coreset_ray.core.limits import check_filter
 from coreset_ray.core.pool import joined
 from coreset_ray.core.threads import one_thread
 from coreset_ray.distributed.alone import row_bytes
@@ -26,11 +26,7 @@ def write_dropped(
     machine.
     """
     each = row_bytes(method.needs, files, next(iter(parts)))
-    check_whole(
-        *(sum(parts.values()), each, 1, cluster().nodes),
-        who=f"select.filters: {method}",
-        remedy=WITHOUT_FILTER,
-    )
+    check_filter(method, sum(parts.values()), each, cluster().nodes)
     return ray.get(_drop.remote(method, files, list(parts), folder.uri))
 
 
