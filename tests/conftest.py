@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import store_server
-from local_training import in_this_process
 
 # Set before Ray starts: the workers import the checkout, wherever a test changes directory to.
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -20,6 +19,7 @@ os.environ |= {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
 os.environ |= {"AWS_EC2_METADATA_DISABLED": "true", "AWS_CONFIG_FILE": os.devnull}
 
 os.environ.setdefault("RAY_metrics_report_interval_ms", "1000")  # not ten seconds in every test
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # not 2 s, twice a training
 
 # Compiled code is kept by file, and a file that calls another's is not compiled anew when that one
 # changes: a cache of its own for each state of the sources.
@@ -46,6 +46,8 @@ def ray_local():
 @pytest.fixture(params=["here", pytest.param("by Ray Train", marks=pytest.mark.slow)])
 def trainer(request, ray_local):
     """A test of a training runs in this process, and if slow ones are asked for, by Ray Train."""
+    from local_training import in_this_process
+
     with in_this_process() if request.param == "here" else contextlib.nullcontext():
         yield
 

@@ -1,7 +1,6 @@
 """Deep clustering: losses and heads against slow forms, and small real trainings."""
 
 import math
-import os
 from dataclasses import replace
 from typing import Any
 
@@ -296,7 +295,6 @@ def blobs(tmp_path_factory):
 
 
 def train(blobs, folder, settings=SMALL, **how: Any):
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     table, parts, signal, _ = blobs
     how = {"scratch": str(folder / "scratch"), "storage_path": str(folder / "train"), **how}
     how = {"name": "run", "checkpoint_every": 3, **how}

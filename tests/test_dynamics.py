@@ -30,8 +30,6 @@ from coreset_ray.models.images import IndexedImages, OwnedBatches
 from coreset_ray.models.mlp import MlpRecipe
 from coreset_ray.models.recipe import Recipe
 
-os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # 2 s, twice a run
-
 SEED, N, PARTS = 7, 289, 3  # 289 = 9 · 32 + 1: a last batch of one row
 MLP = MlpRecipe(hidden=16, epochs=5, batch_size=32, lr=0.01)
 

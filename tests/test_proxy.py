@@ -2,7 +2,6 @@
 shards to a selection, and against slow, obvious forms."""
 
 import logging
-import os
 import shutil
 import sys
 from dataclasses import asdict
@@ -33,8 +32,6 @@ from coreset_ray.models.mlp import Mlp, MlpRecipe, ProxyRecipe
 from coreset_ray.models.proxy import build_runs, measure_runs, runs_of
 from pipelines import run, select_coreset, signals
 from pipelines.inputs import filled, pool_table
-
-os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # 2 s, twice a run
 
 RECIPE = {"epochs": 3, "hidden": 16, "batch_size": 32, "lr": 0.01}
 GRAND = {

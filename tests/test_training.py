@@ -29,9 +29,6 @@ from coreset_ray.models.resnet import build_resnet
 SMALL = Recipe(epochs=3, batch_size=32, image_size=8, lr=0.02, padding=0, flip=False)
 
 
-os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # 2 s, twice a run
-
-
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> pa.Table:
     """700 digits, 8 x 8 pixels, in seven shards, in the digits' own (mixed) order."""
