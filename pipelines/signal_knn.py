@@ -50,7 +50,8 @@ def run(config: Config) -> dict[str, Any]:
         gpu = choose_device(config.compute.device) == "cuda" and on.gpus >= 1
         facts = find_neighbors(
             *(pool_table(config).parts, parts, search, stage.folder),
-            actors=max(1, int(on.gpus if gpu else on.cpus)),
+            actors=int(on.gpus) if gpu else max(1, len(on.nodes)),
+            threads=1 if gpu else max(1, int(on.cpus) // max(1, len(on.nodes))),
             gpus=1.0 if gpu else 0.0,
         )
     seconds = round(time.monotonic() - start, 2)

@@ -22,7 +22,8 @@ _REFINED = 4  # candidates for each neighbour where rows are compressed
 
 
 def single_thread() -> None:
-    """Has FAISS compute in one thread of this process: how threads share a sum moves digits."""
+    """Has FAISS compute for the calling thread in that thread alone: how threads share a sum moves
+    digits."""
     faiss.omp_set_num_threads(1)
 
 
@@ -87,17 +88,22 @@ def _trained(rows: np.ndarray, kind: Kind, lists: int, probes: int) -> Any:
 
 @numba.njit(nogil=True, cache=True)
 def _measure(queries, rows, places, similarity):
+    """Four candidates at a time, as each sum has to wait for its own last addition."""
+    last = places.shape[1] - 1
     for i in range(len(queries)):
-        query = queries[i]
-        for c in range(places.shape[1]):
-            if places[i, c] < 0:
-                similarity[i, c] = -np.inf
-                continue
-            row = rows[places[i, c]]
-            total = 0.0
+        query, place, out = queries[i], places[i], similarity[i]
+        for c in range(0, last + 1, 4):
+            d, e, f = min(c + 1, last), min(c + 2, last), min(c + 3, last)
+            p, q, r, s = rows[place[c]], rows[place[d]], rows[place[e]], rows[place[f]]
+            a, b, g, h = 0.0, 0.0, 0.0, 0.0
             for j in range(len(query)):
-                total += np.float64(query[j]) * np.float64(row[j])
-            similarity[i, c] = total
+                x = np.float64(query[j])
+                a += x * np.float64(p[j])
+                b += x * np.float64(q[j])
+                g += x * np.float64(r[j])
+                h += x * np.float64(s[j])
+            out[c], out[d], out[e], out[f] = a, b, g, h
+        out[place < 0] = -np.inf  # whose sums were with the last row
 
 
 def best(

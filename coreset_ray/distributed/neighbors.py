@@ -1,6 +1,7 @@
 """The nearest neighbours of every row of a pool: its rows sharded over actors, answers merged."""
 
-from collections import deque
+import threading
+from collections import Counter, deque
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ from coreset_ray.io.filesystem import Location, locate
 from coreset_ray.io.tables import PartedTable, uid_words, write_table
 
 _BLOCK = 1 << 20  # rows of an index, about: what it finds depends on them, not on who holds them
-_UNDER_WAY = 4  # parts searched at once
+_WAITING = 2  # parts of queries under way for each thread that searches
 _ALL = 1 << 62
 _SAMPLE = 512  # rows whose neighbours are also found by looking at every row
 
@@ -66,43 +67,48 @@ def find_neighbors(
     out: Location,
     *,
     actors: int,
+    threads: int = 1,
     gpus: float = 0.0,
 ) -> dict[str, Any]:
     """Writes a part of neighbours for every embedding part that has none yet.
 
     parts: rows of each, in the order that numbers rows; actors: processes that hold the pool's
-    rows between them; gpus: of each. Returns `recall` against looking at every row, on a sample.
-    Nothing of the pool's size passes through the driver.
+    rows between them, or each a copy of some where the pool is small; threads: parts that each
+    searches for at once; gpus: of each. Returns `recall` against looking at every row, on a
+    sample. Nothing of the pool's size passes through the driver.
     """
     firsts = np.cumsum([0, *parts.values()])[:-1].tolist()
     placed = list(zip(parts, firsts, strict=True))
-    blocks = _blocks(placed)
-    searchers: list[Any] = [
-        Searcher.options(num_gpus=gpus).remote(  # type: ignore[attr-defined]
-            table.folder.uri, blocks[i::actors], search, gpus > 0
-        )
-        for i in range(min(actors, len(blocks)))
+    started = Searcher.options(num_gpus=gpus, max_concurrency=threads)  # type: ignore[attr-defined]
+    teams: list[list[Any]] = [
+        [started.remote(table.folder.uri, blocks, search, gpus > 0) for blocks in team]
+        for team in _teams(_blocks(placed), actors)
     ]
+    count = sum(map(len, teams))
     try:
         left = deque(p for p in placed if not (out / f"part-{p[0]}.parquet").exists())
-        held = needing("the search for neighbours", gpus=gpus, count=len(searchers))
+        held = needing("the search for neighbours", gpus=gpus, count=count)
         with held, Progress("knn", len(parts), "parts") as progress:
             progress.update(done := len(parts) - len(left))
-            pending: list[ray.ObjectRef] = []
+            pending: dict[ray.ObjectRef, int] = {}  # and which team is at it
             while left or pending:
-                while left and len(pending) < _UNDER_WAY:
+                while left and len(pending) < len(teams) * threads * _WAITING:
+                    busy = Counter(pending.values())
+                    team = min(range(len(teams)), key=busy.__getitem__)
                     name, first = left.popleft()
                     queries = _read.remote(table.folder.uri, (name, first), search.width, _ALL)
-                    answers = [s.search.remote(queries) for s in searchers]
+                    answers = [s.search.remote(queries) for s in teams[team]]
                     place = (out / f"part-{name}.parquet").uri
-                    pending.append(_write.remote(place, search.k, queries, *answers))
-                ready, pending = ray.wait(pending)
+                    pending[_write.remote(place, search.k, queries, *answers)] = team
+                ready, _ = ray.wait([*pending])
                 ray.get(ready)
+                for ref in ready:
+                    del pending[ref]
                 progress.update(done := done + len(ready))
         exact = search.kind == "flat"
-        return {"recall": 1.0 if exact else _recall(table, placed, search, searchers)}
+        return {"recall": 1.0 if exact else _recall(table, placed, search, teams[0])}
     finally:
-        for searcher in searchers:
+        for searcher in (searcher for team in teams for searcher in team):
             ray.kill(searcher)
 
 
@@ -112,6 +118,12 @@ def _blocks(parts: list[Part]) -> list[list[Part]]:
     for part in parts:
         groups.setdefault(part[1] // _BLOCK, []).append(part)
     return list(groups.values())
+
+
+def _teams(blocks: list[list[Part]], actors: int) -> list[list[list[list[Part]]]]:
+    """What each member of each team holds: a team holds every block once."""
+    team = [blocks[i::actors] for i in range(min(actors, len(blocks)))]
+    return [team] * max(1, actors // len(blocks))
 
 
 def _recall(table: PartedTable, parts: list[Part], search: Search, searchers: list[Any]) -> float:
@@ -131,18 +143,20 @@ def _recall(table: PartedTable, parts: list[Part], search: Search, searchers: li
 
 @ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy="SPREAD")
 class Searcher:
-    """Some blocks of the pool's rows, searched by one thread. All it holds is read from the
-    table, so it may be lost at any time."""
+    """Some blocks of the pool's rows; a call searches them by one thread. All it holds is read
+    from the table, so it may be lost at any time."""
 
     def __init__(self, table: str, blocks: list[list[Part]], wanted: Search, gpu: bool):
         self.table, self.blocks, self.wanted, self.gpu = table, blocks, wanted, gpu
         self.held: list[tuple[Neighbors, np.ndarray, np.ndarray]] = []
-        single_thread()
+        self.reading = threading.Lock()
 
     def search(self, queries: Queries, every: bool = False) -> Answer:
         """The best of these blocks; every: by looking at every row."""
-        if not self.held:
-            self.held = [self._index(block) for block in self.blocks]
+        single_thread()  # this thread: calls run in threads of their own
+        with self.reading:
+            if not self.held:
+                self.held = [self._index(block) for block in self.blocks]
         answers = []
         for index, number, uid in self.held:
             look = index.search_all if every else index.search
