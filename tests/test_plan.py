@@ -272,7 +272,7 @@ def test_signals_are_planned_with_what_they_are_made_of(tmp_path):
 @pytest.mark.usefixtures("nothing_made")
 def test_signals_that_fit_no_cluster_are_refused(tmp_path):
     with pytest.raises(
-        ValueError, match=r"'knn' holds the pool's rows .*, 25\.7 GB, and the nodes"
+        ValueError, match=r"'knn' holds the pool's rows .*, 51\.3 GB, and the nodes"
     ):
         planned(tmp_path, "select.method=d2", rows=5_000_000)
 
@@ -295,7 +295,10 @@ def test_choices_that_fit_no_node_are_refused(tmp_path):
 def test_what_a_signal_costs_grows_with_the_index():
     flat = signal_costs.neighbors(10**7, 256, 50, "flat", 1, 1)
     listed = signal_costs.neighbors(10**7, 256, 50, "ivf", 1024, 32)
-    assert 20 < flat.flops / listed.flops < 33 and listed.memory == flat.memory
+    packed = signal_costs.neighbors(10**7, 256, 50, "ivfpq", 1024, 32)
+    assert 20 < flat.flops / listed.flops < 33 and packed.flops == listed.flops
+    assert listed.memory - packed.memory > 0.9 * 10**7 * (4 * 256 - 32), "a copy of the rows"
+    assert flat.memory < 1.2 * 10**7 * 4 * 256
     one = signal_costs.clusters(10**6, 64, 4096, 4096, 20)
     two = signal_costs.clusters(10**6, 64, 40_000, 4096, 20)
     assert two.flops < one.flops

@@ -125,9 +125,9 @@ def recall(found: np.ndarray, truth: np.ndarray) -> float:
 
 
 def choose_kind(n: int) -> Kind:
-    """Every row against every other while that is a matter of minutes on a node or a GPU;
-    compressed rows where the rows themselves fit no memory. By n alone: the hardware of the day
-    may not change what is found."""
+    """Every row against every other while that is a matter of minutes on a node or a GPU; where
+    rows are many, an inverted file's copy of them is compressed. By n alone: the hardware of the
+    day may not change what is found."""
     if n <= 500_000:
         return "flat"
     return "ivf" if n <= 50_000_000 else "ivfpq"

@@ -35,12 +35,14 @@ class Work:
 
 
 def neighbors(n: int, m: int, k: int, kind: str, lists: int, probes: int) -> Work:
-    """Every row against every row, or against the rows of some lists of every block."""
-    blocks = -(-n // BLOCK)
-    each = n if kind == "flat" else blocks * (lists + min(n, BLOCK) * probes / lists)
-    codes = 32 * n if kind == "ivfpq" else 0
-    flops = 2.0 * n * m * each
-    return Work(flops, 4 * n * m + 16 * n + codes, int(n * (_UID + k * (_NUMBER + _FLOAT))))
+    """Every row against every row, or against the rows of some lists of every block. An inverted
+    file has its own copy of the rows, or of their codes; a block is read before it is put together.
+    """
+    block = min(n, BLOCK)
+    each = n if kind == "flat" else -(-n // BLOCK) * (lists + block * probes / lists)
+    copy = {"flat": 0, "ivf": 4 * m, "ivfpq": 32}[kind] * n
+    memory = 4 * n * m + 24 * n + max(copy, 4 * m * block)
+    return Work(2.0 * n * m * each, memory, int(n * (_UID + k * (_NUMBER + _FLOAT))))
 
 
 def clusters(n: int, m: int, c: int, single: int, iterations: int) -> Work:

@@ -168,10 +168,12 @@ class Searcher:
     def _index(self, block: list[Part]) -> tuple[Neighbors, np.ndarray, np.ndarray]:
         """A block's index, the numbers of its rows and their uids."""
         rows = [_queries(self.table, part, self.wanted.width) for part in block]
-        unit, wanted = np.concatenate([r.unit for r in rows]), self.wanted
-        index = Neighbors(unit, wanted.kind, lists=wanted.lists, probes=wanted.probes, gpu=self.gpu)
+        number = np.concatenate([r.row for r in rows])
         uid = np.concatenate([uid_words(r.uid) for r in rows])
-        return index, np.concatenate([r.row for r in rows]), uid
+        unit, wanted = np.concatenate([r.unit for r in rows]), self.wanted
+        del rows  # an index may hold a copy of its own
+        index = Neighbors(unit, wanted.kind, lists=wanted.lists, probes=wanted.probes, gpu=self.gpu)
+        return index, number, uid
 
 
 @ray.remote(num_cpus=0)
