@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import faiss
 import numpy as np
@@ -105,7 +106,8 @@ def one_index(unit: np.ndarray, search: Search) -> float:
     """Queries a second of one index of all rows, asked for k + 1 neighbours as a row finds
     itself; what it takes to train and fill it is counted."""
     faiss.omp_set_num_threads(CORES)
-    start, index = time.perf_counter(), faiss.IndexFlatIP(unit.shape[1])
+    index: Any = faiss.IndexFlatIP(unit.shape[1])
+    start = time.perf_counter()
     if search.kind == "ivf":
         index = faiss.index_factory(
             unit.shape[1], f"IVF{search.lists},Flat", faiss.METRIC_INNER_PRODUCT

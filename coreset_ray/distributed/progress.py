@@ -15,7 +15,12 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 
 class Progress:
-    """Counts units of work done out of a total; `note` adds words beside the count."""
+    """Counts units of work done out of a total; `note` adds words beside the count.
+
+    steps: how often anything got on in this process.
+    """
+
+    steps = 0
 
     def __init__(self, stage: str, total: int, unit: str):
         self.stage, self.total, self.unit = stage, total, unit
@@ -45,6 +50,7 @@ class Progress:
     def update(self, done: int, note: str = "") -> None:
         """done: units finished so far."""
         now = time.monotonic()
+        Progress.steps += done > self.done
         self._gauge.share = done / self.total if self.total else 1.0
         if self._bar is not None:
             self._bar.set_postfix_str(note, refresh=False)

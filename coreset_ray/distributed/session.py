@@ -13,6 +13,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from coreset_ray.distributed.capacity import Wanted, wait_for
 from coreset_ray.distributed.losses import reason
+from coreset_ray.distributed.memory_kills import MemoryKills
 from coreset_ray.distributed.watch import Watch
 from coreset_ray.telemetry.logs import for_workers
 
@@ -46,7 +47,7 @@ def session(address: str | None = None, wanted: Wanted | None = None) -> Iterato
     try:
         if wanted is not None:
             wait_for(wanted)
-        with _plain_errors(), Watch():
+        with _plain_errors(), Watch(), MemoryKills():
             yield
     finally:
         ray.shutdown()

@@ -2,13 +2,14 @@
 waits for that no node offers."""
 
 import logging
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import ray
+
+from coreset_ray.distributed.lookout import Lookout
 
 _log = logging.getLogger(__name__)
 _SECONDS = 2.0  # between looks
@@ -53,30 +54,20 @@ def needing(what: str, *, cpus: float = 0.0, gpus: float = 0.0, count: int = 1) 
         _needs.remove(need)
 
 
-class Watch:
-    """A thread that looks at the nodes now and then, for the length of a `with` block."""
+class Watch(Lookout):
+    """Says which nodes come and go, and what there is no room for."""
 
     def __init__(self) -> None:
+        super().__init__(_SECONDS)
         self.before: dict[str, dict[str, Any]] = {}
         self.missed: set[Need] = set()
-        self.end = threading.Event()
-        self.thread = threading.Thread(target=self._run, name="watch", daemon=True)
 
     def __enter__(self) -> "Watch":
         self.look(ray.nodes())
-        self.thread.start()
-        return self
+        return super().__enter__()
 
-    def __exit__(self, *error: object) -> None:
-        self.end.set()
-        self.thread.join(_SECONDS)
-
-    def _run(self) -> None:
-        while not self.end.wait(_SECONDS):
-            try:
-                self.look(ray.nodes())
-            except Exception as error:  # the run itself meets what is wrong with the cluster
-                _log.debug("the nodes could not be listed: %s", error)
+    def once(self) -> None:
+        self.look(ray.nodes())
 
     def look(self, nodes: list[dict[str, Any]]) -> None:
         """Says what changed. nodes: as `ray.nodes` lists them."""
