@@ -82,6 +82,11 @@ def first_rows(
 
 def write_rows(table: PartedTable, name: str, block: np.ndarray) -> None:
     """A part of a table that holds these embeddings, (n, m) float32, of made-up images."""
+    write_table(table.part(name), made_up(name, block))
+
+
+def made_up(name: str, block: np.ndarray) -> pa.Table:
+    """The rows of a shard of images that are made up, with these embeddings, (n, m) float32."""
     keys = [f"{i:08d}" for i in range(len(block))]
     schema = embedding_schema(block.shape[1], "float32")
     columns = [
@@ -92,4 +97,4 @@ def write_rows(table: PartedTable, name: str, block: np.ndarray) -> None:
         *[pa.array([1] * len(keys), pa.int32())] * 2,
         pa.FixedSizeListArray.from_arrays(pa.array(block.ravel(), pa.float32()), block.shape[1]),
     ]
-    write_table(table.part(name), pa.Table.from_arrays(columns, schema=schema))
+    return pa.Table.from_arrays(columns, schema=schema)
