@@ -21,7 +21,7 @@ from coreset_ray.distributed.session import Cluster, choose_device, cluster, ses
 from coreset_ray.io.embedding_parts import width_of
 from coreset_ray.io.layout import is_finished
 from coreset_ray.io.tables import Commit
-from pipelines import export, score, select_coreset
+from pipelines import export, score, select_coreset, signals
 from pipelines.inputs import (
     NotReady,
     Table,
@@ -31,7 +31,7 @@ from pipelines.inputs import (
     pool_table,
     workspace_of,
 )
-from pipelines.plan_signals import check_choice, signal_stages, wanted_by
+from pipelines.plan_signals import check_choice, signal_stages
 
 _log = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ def run(config: Config) -> dict[str, Any]:
             drawing = trials.draws(layout)
         stages = _stages(config, pool, state, layout, on, reading, encoding, drawing, rows)
         gpu = choose_device(config.compute.device) == "cuda"
-        rate = multiply_rate(on) if wanted_by(asked) and not gpu else None
+        rate = multiply_rate(on) if signals.wanted_by(asked) and not gpu else None
         stages = _chosen(asked, stages)
         stages[1:1] = signal_stages(asked, pool, on, rate, rows, gpu)
     outcome = {

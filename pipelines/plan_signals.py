@@ -20,24 +20,13 @@ _GUESSED = 10  # classes, while their number is still to be proposed
 _METRICS = 9
 
 
-def wanted_by(config: Config) -> list[str]:
-    """The signals that a run makes: those needed, and those they are made of, in their order."""
-    needed = set(signals.needed_by(config))
-    if needed & {"dynamics", "proxy"}:
-        needed.add("pseudo_labels")
-    if "pseudo_labels" in needed and config.signals.labels == "pseudo":
-        kmeans = config.signals.pseudo_labels.clustering == "kmeans"
-        needed.add("clusters" if kmeans else "knn")
-    return [name for name in signals.SIGNALS if name in needed]
-
-
 def signal_stages(
     config: Config, pool: PoolSize, on: Cluster, rate: float | None, rows: RowCosts, gpu: bool
 ) -> list[Stage]:
     """A stage for each signal. rate: operations a second of one CPU, None where not measured.
     Raises `ValueError` where one does not fit into the cluster's memory."""
     stages = []
-    for name in wanted_by(config):
+    for name in signals.wanted_by(config):
         if _finished(config, name):
             stages.append(Stage(name, 0, 0, 0.0, "finished"))
             continue

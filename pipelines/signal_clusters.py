@@ -17,6 +17,11 @@ from pipelines.inputs import filled, finish_signal, key_of, nothing_to_do, pool_
 _log = logging.getLogger(__name__)
 
 
+def before(config: Config) -> tuple[str, ...]:
+    """The signals that this configuration's are made of."""
+    return ()
+
+
 def stage_of(config: Config) -> tuple[Stage, dict[str, Any], Clustering]:
     """Where this configuration's clusters lie, the snapshot they are of, and how they are found."""
     snapshot, wanted = pool_table(config).snapshot(), config.signals.clusters

@@ -27,6 +27,11 @@ from pipelines.inputs import (
 _log = logging.getLogger(__name__)
 
 
+def before(config: Config) -> tuple[str, ...]:
+    """The signals that this configuration's are made of."""
+    return ("pseudo_labels",)
+
+
 def stage_of(config: Config) -> tuple[Stage, dict[str, Any], dict[str, Any]]:
     """Where this configuration's dynamics lie, the snapshot they are of, and the record of the
     pseudo-labels, with their folder."""

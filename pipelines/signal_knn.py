@@ -18,6 +18,11 @@ _log = logging.getLogger(__name__)
 _ENOUGH = 0.95  # recall
 
 
+def before(config: Config) -> tuple[str, ...]:
+    """The signals that this configuration's are made of."""
+    return ()
+
+
 def stage_of(config: Config) -> tuple[Stage, dict[str, Any], Search]:
     """Where this configuration's neighbours lie, the snapshot they are of, and how they are
     found."""

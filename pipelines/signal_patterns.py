@@ -25,6 +25,11 @@ from pipelines.inputs import (
 _log = logging.getLogger(__name__)
 
 
+def before(config: Config) -> tuple[str, ...]:
+    """The signals that this configuration's are made of."""
+    return ()
+
+
 def stage_of(config: Config) -> tuple[Stage, dict[str, Any]]:
     """Where this configuration's patterns lie, and the snapshot they are of."""
     snapshot, told = pool_table(config).snapshot(), config.signals.patterns

@@ -23,6 +23,11 @@ from pipelines.inputs import (
 _log = logging.getLogger(__name__)
 
 
+def before(config: Config) -> tuple[str, ...]:
+    """The signals that this configuration's are made of."""
+    return ("pseudo_labels",)
+
+
 def stage_of(config: Config) -> tuple[Stage, dict[str, Any], dict[str, Any]]:
     """Where what this configuration's classifiers say lies, the snapshot it is of, and the record
     of the labels, with their folder."""

@@ -40,6 +40,13 @@ _DIAGNOSED = 200_000  # images at most
 Wanted = HeadSettings | Clustering | GivenLabels
 
 
+def before(config: Config) -> tuple[str, ...]:
+    """The signals that this configuration's are made of."""
+    if config.signals.labels != "pseudo":
+        return ()
+    return ("clusters" if config.signals.pseudo_labels.clustering == "kmeans" else "knn",)
+
+
 def stage_of(config: Config) -> tuple[Stage, dict[str, Any], Wanted]:
     """Where this configuration's pseudo-labels lie, the snapshot they are of, and how they are
     made."""

@@ -69,6 +69,15 @@ def needed_by(config: Config) -> list[str]:
     return [name for name in SIGNALS if name in needs]
 
 
+def wanted_by(config: Config) -> list[str]:
+    """The signals that a run makes: those needed, and those they are made of, in their order."""
+    wanted, waiting = set(), needed_by(config)
+    while waiting:
+        wanted.add(name := waiting.pop())
+        waiting += SIGNALS[name].before(config)
+    return [name for name in SIGNALS if name in wanted]
+
+
 def finished(config: Config, signal: str) -> tuple[Stage, dict[str, Any]]:
     """The finished stage of a signal and its record; `NotReady` when there is none."""
     stage = SIGNALS[signal].stage_of(config)[0]
