@@ -82,11 +82,11 @@ ROWS = {
     "disk full": ["test_a_full_disk_is_named_and_nothing_is_half_written"],
     "worker killed for want of memory": [
         "test_what_kills_five_processes_is_given_up_with_what_to_lower",
-        "test_what_ray_kills_for_want_of_memory_is_done_again",
+        "test_memory_kills.py::test_what_ray_kills_for_want_of_memory_is_done_again",
     ],
     "node too small for a run": [
-        "test_nothing_but_kills_ends_a_run_and_anything_done_between_does_not",
-        "test_a_run_on_a_node_that_is_too_small_ends_and_says_so",
+        "test_memory_kills.py::test_nothing_but_kills_ends_a_run_and_anything_done_between_does_not",
+        "test_memory_kills.py::test_a_run_on_a_node_that_is_too_small_ends_and_says_so",
     ],
     "clock that jumps": [
         "test_a_shard_whose_time_or_size_changes_is_another_part",

@@ -1,6 +1,7 @@
 """What Ray kills because a node is short of memory: said, done again, and not for ever."""
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -57,18 +58,52 @@ def test_nothing_but_kills_ends_a_run_and_anything_done_between_does_not():
     assert seen.reason.endswith("Memory was 9 GB / 10 GB")
 
 
-def test_the_run_ends_with_the_reason_even_while_it_waits(monkeypatch):
+def terminate(*_: object) -> None:
+    sys.exit(143)
+
+
+@pytest.fixture
+def signals_back():
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+class Full(MemoryKills):
+    def once(self) -> None:
+        self.reason = "too small"
+        super().once()
+
+
+@pytest.mark.usefixtures("signals_back", "ray_local")
+@pytest.mark.parametrize(
+    ("interrupted", "terminated"),
+    [
+        (signal.default_int_handler, signal.SIG_DFL),
+        (signal.SIG_IGN, terminate),  # as of a command in the background of a shell
+    ],
+)
+def test_the_run_ends_with_the_reason_even_while_it_waits(monkeypatch, interrupted, terminated):
     monkeypatch.setattr(memory_kills, "_SECONDS", 0.01)
-
-    class Full(MemoryKills):
-        def once(self):
-            self.reason = "too small"
-            self.end.set()
-            memory_kills._interrupt()
-
+    monkeypatch.setattr(memory_kills, "list_workers", lambda **_: [])
+    signal.signal(signal.SIGINT, interrupted)
+    signal.signal(signal.SIGTERM, terminated)
     with pytest.raises(RuntimeError, match="too small"), Full():
         threading.Event().wait(60)
-    with pytest.raises(KeyboardInterrupt), MemoryKills():  # as by hand
+
+
+@pytest.mark.usefixtures("signals_back", "ray_local")
+def test_who_listens_to_no_signal_is_told_the_reason(monkeypatch, caplog):
+    monkeypatch.setattr(memory_kills, "list_workers", lambda **_: [])
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    Full().once()
+    assert caplog.messages == ["too small"]
+
+
+def test_an_interrupt_by_hand_stays_one():
+    with pytest.raises(KeyboardInterrupt), MemoryKills():
         raise KeyboardInterrupt
 
 

@@ -52,7 +52,8 @@ class MemoryKills(Lookout):
         self.look([worker for worker in killed if worker.node_id in here], context.get_job_id())
         if self.reason:
             self.end.set()
-            _interrupt()
+            if not _interrupt():
+                _log.error("%s", self.reason)
 
     def look(self, killed: Sequence[Any], job: str) -> None:
         """killed: workers for want of memory, as `list_workers` tells of them, whosever they were;
@@ -84,10 +85,11 @@ def _why(worker: Any) -> str:
     return worker.exit_detail or ""
 
 
-def _interrupt() -> None:
-    """Has the main thread end the run in order, as if by hand, where it can be told to."""
+def _interrupt() -> bool:
+    """Has the main thread end the run in order, as if by hand; whether it listens to that."""
     main = threading.main_thread().ident
     for number in (signal.SIGINT, signal.SIGTERM):
         if main is not None and callable(signal.getsignal(number)):
             signal.pthread_kill(main, number)
-            return
+            return True
+    return False
