@@ -11,11 +11,15 @@ from dataclasses import dataclass
 import ray
 from ray.exceptions import RayError, RayTaskError
 
+from coreset_ray.distributed.address import find_ray
 from coreset_ray.distributed.capacity import Wanted, wait_for
 from coreset_ray.distributed.losses import reason
 from coreset_ray.distributed.memory_kills import MemoryKills
 from coreset_ray.distributed.watch import Watch
 from coreset_ray.telemetry.logs import for_workers
+
+# What listens at an address and is no Ray is asked once, for 40 s, not twenty times.
+_ONE_TRY = {"RAY_gcs_server_port_wait_time_s": "1"}
 
 
 @contextmanager
@@ -26,8 +30,8 @@ def session(address: str | None = None, wanted: Wanted | None = None) -> Iterato
     An error of a remote task leaves the block as what it was there: a `ValueError` stays one; a
     loss that the work within does not get over leaves it as a `RuntimeError`.
     An existing connection is used as it is. Otherwise: `address`, else RAY_ADDRESS, else a
-    cluster running on this machine, else a local Ray with what the machine has. Leaves running
-    what it did not start.
+    cluster running on this machine, else a local Ray with what the machine has (`find_ray`).
+    Leaves running what it did not start. Raises `ValueError` where no Ray answers.
     """
     if ray.is_initialized():
         if wanted is not None:
@@ -35,14 +39,7 @@ def session(address: str | None = None, wanted: Wanted | None = None) -> Iterato
         with _plain_errors():
             yield
         return
-    try:
-        _connect(address)
-    except ConnectionError as error:
-        raise ValueError(
-            f"no Ray cluster answers at {address or os.environ.get('RAY_ADDRESS')!r}: {error}; "
-            "start one with `ray start --head`, or unset compute.address and RAY_ADDRESS to use "
-            "a local Ray"
-        ) from error
+    _connect(address)
     _log_with_ours()
     try:
         if wanted is not None:
@@ -57,21 +54,43 @@ def _connect(address: str | None) -> None:
     """Workers learn of the run by their environment: a Ray that is started here hands ours down,
     which costs nothing; one that runs already is told what to set, and starts processes anew."""
     told, ours = for_workers(), signal.getsignal(signal.SIGTERM)
-    given = address or os.environ.get("RAY_ADDRESS") or "local"
-    environment = {"env_vars": told} if given != "local" else None
-    os.environ.update(told)
+    where = address or os.environ.get("RAY_ADDRESS") or "the latest on this machine"
     try:
-        ray.init(
-            address=address,
-            logging_level=logging.ERROR,
-            log_to_driver=False,
-            runtime_env=environment,
-        )
-    finally:
-        for name in told:
-            del os.environ[name]
+        found = find_ray(address)
+        local = found == "local"
+        with _environment(told if local else told | _ONE_TRY):
+            ray.init(
+                address=found,
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+                runtime_env=None if local else {"env_vars": told},
+            )
+    except ConnectionError as error:
+        raise ValueError(
+            f"no Ray cluster answers at {where}: {_last_line(error.__cause__ or error)}; start one "
+            "with `ray start --head`, or set compute.address=local for a Ray of the run's own"
+        ) from error
     if callable(ours) and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, ours)  # Ray put one in its place
+
+
+def _last_line(error: BaseException) -> str:
+    """Of Ray's account of a connection, which holds a traceback, what went wrong."""
+    return str(error).strip().splitlines()[-1]
+
+
+@contextmanager
+def _environment(more: dict[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in more}
+    os.environ.update(more)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _log_with_ours() -> None:
