@@ -130,8 +130,14 @@ def noise(folder: Path) -> tuple[list[str], np.ndarray, np.ndarray, np.ndarray]:
     return [str(folder / "images")] * 11, np.cumsum(size) - size, size, np.arange(11) % 2
 
 
+@pytest.fixture
+def roomy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However full the disk of whoever runs the tests is."""
+    monkeypatch.setattr(image_cache, "_RESERVE", 0.0)
+
+
 @pytest.mark.parametrize("image_size", [16, 40, 80])
-def test_cached_images_are_the_images(tmp_path: Path, image_size: int) -> None:
+def test_cached_images_are_the_images(tmp_path: Path, image_size: int, roomy) -> None:
     table, recipe = noise(tmp_path), Recipe(image_size=image_size)
     how: dict = {"decode": partial(decode, max_pixels=10**6), "transform": recipe.train_transform()}
     plain, cache = IndexedImages(*table, **how), ImageCache(tmp_path / "cache", 11)
@@ -340,7 +346,7 @@ def test_a_loss_that_blows_up_is_told(data, trainer, tmp_path: Path) -> None:
         record(tmp_path, data, "out", proxy=wild, max_failures=100)
 
 
-def test_a_resnet_on_images_decodes_each_once(trainer, tmp_path: Path) -> None:
+def test_a_resnet_on_images_decodes_each_once(trainer, tmp_path: Path, roomy) -> None:
     """Dark and bright images in a table of another order; what opens their file counts."""
     n, rng = 41, np.random.default_rng(0)
     label = np.arange(n) % 2
