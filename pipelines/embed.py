@@ -3,8 +3,6 @@
 import logging
 from typing import Any
 
-from pyarrow import fs as pafs
-
 from coreset_ray.config import Config
 from coreset_ray.distributed.embed import embed_shards, plan_embedding
 from coreset_ray.distributed.session import choose_device, cluster, session
@@ -69,7 +67,7 @@ def _tell_difference(table: Table) -> None:
     mean to change them would pay for the pool twice."""
     folder, record = workspace_of(table.config).root / table.kind, table.record()
     found = []
-    for info in folder.fs.get_file_info(pafs.FileSelector(folder.path, allow_not_found=True)):
+    for info in folder.listing():
         told = folder / info.base_name / "table.json"
         if told.exists():
             other = told.read_json()

@@ -5,7 +5,6 @@ import time
 from typing import Any
 
 import pyarrow as pa
-from pyarrow import fs as pafs
 
 from coreset_ray.config import Config
 from coreset_ray.distributed.find_images import find_images
@@ -87,7 +86,7 @@ def _told(config: Config) -> dict[str, Any]:
 def _warn_of_another(config: Config, stage: Stage) -> None:
     """A pool that has grown makes for another encoder, and that for other embeddings."""
     folder, told = workspace_of(config).root / "encoders", _told(config)
-    for info in folder.fs.get_file_info(pafs.FileSelector(folder.path, allow_not_found=True)):
+    for info in folder.listing():
         record = Stage(folder / info.base_name).done()
         if record is not None and told.items() <= record.items():
             _log.warning(

@@ -16,6 +16,8 @@ from pathlib import Path
 
 from pyarrow import fs as pafs
 
+from coreset_ray.core.address import with_options
+
 
 @dataclass(frozen=True)
 class Store:
@@ -34,6 +36,10 @@ class Store:
         request = urllib.request.Request(f"{self.endpoint}/{name}", method="PUT")
         with urllib.request.urlopen(request):
             return name
+
+    def uri(self, path: str) -> str:
+        """Of what lies there, with what it takes to come to it; it is given up soon."""
+        return with_options(f"s3://{path}", {"endpoint": self.endpoint, "attempts": "3"})
 
     def keys(self, bucket: str) -> dict[str, int]:
         """Every object's key and size."""
@@ -65,18 +71,19 @@ def running() -> Iterator[Store]:
         line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=dict(os.environ)
     )
     try:
-        _wait(port, server)
+        wait_for_server(f"http://127.0.0.1:{port}/moto-api/", server)
         yield Store(f"http://127.0.0.1:{port}")
     finally:
         server.kill()
         server.wait()
 
 
-def _wait(port: int, server: subprocess.Popen) -> None:
+def wait_for_server(url: str, server: subprocess.Popen) -> None:
+    """Until it answers a GET."""
     for _ in range(600):
         assert server.poll() is None, "the server ended"
         try:
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/moto-api/").close()
+            urllib.request.urlopen(url).close()
             return
         except OSError:
             time.sleep(0.1)

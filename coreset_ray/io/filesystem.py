@@ -74,9 +74,23 @@ class Location:
 
     def listing(self, *, recursive: bool = False) -> list[pafs.FileInfo]:
         """What a folder holds; nothing where there is none."""
-        selector = pafs.FileSelector(self.path, allow_not_found=True, recursive=recursive)
+        # Folders that nobody made are listed of Google's store only by what is in them (arrow
+        # issue 35993); pyarrow asks it for all that lies below either way.
+        deeper = recursive or isinstance(self.fs, pafs.GcsFileSystem)
+        selector = pafs.FileSelector(self.path, allow_not_found=True, recursive=deeper)
         with self.told():
-            return self.fs.get_file_info(selector)
+            found = self.fs.get_file_info(selector)
+        return found if recursive or not deeper else self._children(found)
+
+    def _children(self, below: list[pafs.FileInfo]) -> list[pafs.FileInfo]:
+        """The files and folders of this folder, of all that lies below it."""
+        children = {}
+        for info in below:
+            name, deeper, _ = info.path[len(self.path) + 1 :].partition("/")
+            path = f"{self.path}/{name}"
+            folder = pafs.FileInfo(path, pafs.FileType.Directory)
+            children.setdefault(path, folder if deeper else info)
+        return list(children.values())
 
     def delete(self) -> None:
         """Removes a file, if it is there."""
@@ -86,7 +100,8 @@ class Location:
     def delete_folder(self) -> None:
         """Removes a folder and all in it, if it is there."""
         with self.told(), suppress(FileNotFoundError):
-            self.fs.delete_dir(self.path)
+            if self.fs.get_file_info(self.path).type == pafs.FileType.Directory:
+                self.fs.delete_dir(self.path)
 
     def open_stream(self) -> BinaryIO:
         """For one reading from start to end, of the bytes as they are (pyarrow would unpack a
