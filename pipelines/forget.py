@@ -46,7 +46,7 @@ def run(
     with hold(workspace.lease, wait=wait, command="forget"):
         leaving = _leaving(config, workspace, table, shards)
         if not leaving.parts:
-            return {"report": "Nothing to forget: the workspace holds no shard that left the pool"}
+            return {"report": _nothing(config, table, _known_parts(workspace, table))}
         wanted = Wanted(frozenset(leaving.parts), leaving.uids)
         before = search(workspace.root, wanted)
         if not yes:
@@ -88,6 +88,20 @@ def _leaving(config: Config, workspace: Workspace, table: Table, names: Sequence
     parts = sorted(part for name in chosen for part in stale[name])
     gone = _uids(table, parts)
     return Leaving(chosen, tuple(parts), gone - _uids(table, [now[s] for s in chosen if s in now]))
+
+
+def _nothing(config: Config, table: Table, known: dict[str, set[str]]) -> str:
+    """That nothing goes unasked, and what is there all the same."""
+    now = {shard.name: {part_name(shard)} for shard in table.shards}
+    others = sorted(name for name, parts in known.items() if parts - now.get(name, set()))
+    told = f"Nothing to forget: no shard that a version of {config.name!r} was chosen from has left"
+    if not others:
+        return f"{told} the pool, and none else is embedded"
+    some = "1 shard that is" if len(others) == 1 else f"{len(others):,} shards that are"
+    return (
+        f"{told} the pool. The workspace also holds {some} not in the pool as it was "
+        f"({others[0]!r} first), from which no version was chosen: --shard NAME forgets one"
+    )
 
 
 def _known_parts(workspace: Workspace, table: Table) -> dict[str, set[str]]:

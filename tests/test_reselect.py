@@ -396,6 +396,22 @@ def test_a_takedown_leaves_no_trace(standing):
     assert standing.run(*words, "select.budget=32")["added"] == 2, "and life goes on"
 
 
+def test_what_no_version_was_chosen_from_is_named_but_not_taken(standing):
+    """Another configuration's shards may lie in the same workspace."""
+    standing.arrive(0, 1)
+    embed_pixels(pool_table(standing.config()))
+    standing.leave(1)
+    name = standing.shards[1].name
+    report = forget.run(standing.config(), yes=True)["report"]
+    assert report.startswith("Nothing to forget: no shard that a version of 'coreset' was chosen")
+    assert f"1 shard that is not in the pool as it was ('{name}' first)" in report
+    assert "--shard" in report and len(standing.parts()) == 2
+    assert "none names" in forget.run(standing.config(), [name], yes=True)["report"]
+    assert len(standing.parts()) == 1
+    report = forget.run(standing.config(), yes=True)["report"]
+    assert report.startswith("Nothing to forget") and "--shard" not in report
+
+
 def part_of(path: Path) -> str:
     return json.loads(path.with_name(f"{path.stem}.done.json").read_text())["shard"]
 

@@ -7,12 +7,16 @@ from pathlib import Path
 import gcs_server
 import pytest
 import store_server
+from pools import digits_pool, write_config
 from pyarrow.fs import FileType
 
+from coreset_ray.config import load
 from coreset_ray.io.filesystem import Location, locate
 from coreset_ray.io.lease import Held, hold
 from coreset_ray.io.shards import list_shards
+from coreset_ray.io.tables import read_table
 from coreset_ray.io.workspace import Workspace
+from pipelines import forget, reselect, run
 
 
 @pytest.fixture(scope="module")
@@ -148,3 +152,42 @@ def test_a_lease_is_had_by_one_at_a_time(uri: str) -> None:
         first.check()
     with hold(place) as second:
         assert second.number > first.number
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["s3", "gs"])
+def test_nights_and_a_takedown_are_those_on_files(
+    kind: str, store: store_server.Store, google: gcs_server.Google, tmp_path: Path, ray_local: None
+) -> None:
+    """A whole run, two nights and a shard that leaves, with pool and workspace in a store."""
+    train, _ = digits_pool(tmp_path, shards=4, each=30)
+    server = store if kind == "s3" else google
+    away = locate(server.uri(f"{server.bucket(f'nights-{kind}')}/a"))
+    here = locate(str(tmp_path / "here"))
+    told = []
+    for root in (here, away):
+        pool, work = root / "pool", root / "work"
+        path = write_config(tmp_path, pool.uri, workspace=work.uri, reselect={"keep": "previous"})
+        config = load(path)
+        manifests = []
+        for arrived in ([0, 1], [2], [3], []):
+            for number in arrived:
+                with (pool / f"{number}.tar").replacing() as sink:
+                    sink.write((train / f"{number:05d}.tar").read_bytes())
+            if arrived == [0, 1]:
+                run.run(config)
+            if not arrived:
+                (pool / "1.tar").delete()
+            reselect.run(config)
+            current = Workspace(work.uri).published("coreset").current()
+            assert current is not None
+            manifests.append(read_table(current.manifest))
+        numbers = [v.number for v in Workspace(work.uri).published("coreset").versions()]
+        assert numbers == [1, 2, 3, 4]
+        assert "1.tar" in forget.run(config)["report"]
+        assert "none names an image" in forget.run(config, yes=True)["report"]
+        parts = [i.base_name for i in work.listing(recursive=True) if "/parts/1-" in i.path]
+        assert parts == []
+        told.append(manifests)
+    assert all(mine.equals(theirs) for mine, theirs in zip(*told, strict=True))
+    assert [len(manifest) for manifest in told[0][:3]] == [12, 18, 24]
