@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -79,11 +80,13 @@ def running() -> Iterator[Store]:
 
 
 def wait_for_server(url: str, server: subprocess.Popen) -> None:
-    """Until it answers a GET."""
+    """Until it answers a GET, were it with a refusal."""
     for _ in range(600):
         assert server.poll() is None, "the server ended"
         try:
             urllib.request.urlopen(url).close()
+            return
+        except urllib.error.HTTPError:
             return
         except OSError:
             time.sleep(0.1)

@@ -1,16 +1,22 @@
-"""What every kind of store does alike: S3, Google's, and the folders of this machine."""
+"""What every kind of store does alike: S3, Google's, Azure's where a server of its protocol is
+installed (`npm install -g azurite`), and the folders of this machine."""
 
+import base64
+import pickle
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import azure_server
 import gcs_server
 import pytest
 import store_server
 from pools import digits_pool, write_config
+from pyarrow import fs as pafs
 from pyarrow.fs import FileType
 
 from coreset_ray.config import load
+from coreset_ray.io import stores
 from coreset_ray.io.filesystem import Location, locate
 from coreset_ray.io.lease import Held, hold
 from coreset_ray.io.shards import list_shards
@@ -25,13 +31,27 @@ def google() -> Iterator[gcs_server.Google]:
         yield server
 
 
-@pytest.fixture(params=["local", "s3", "gs"])
+@pytest.fixture(scope="module")
+def azure() -> Iterator[azure_server.Azure]:
+    if azure_server.COMMAND is None:
+        pytest.skip("Azurite is not installed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AZURE_STORAGE_KEY", azure_server.KEY)
+        with azure_server.running() as server:
+            yield server
+
+
+SERVERS = {"s3": "store", "gs": "google", "abfs": "azure"}  # their fixtures
+SECRET = base64.b64encode(b"hunter2hunter2").decode()
+Server = store_server.Store | gcs_server.Google | azure_server.Azure
+
+
+@pytest.fixture(params=["local", *SERVERS])
 def uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """A folder that is not there yet."""
     if request.param == "local":
         return str(tmp_path / "runs")
-    server: store_server.Store | gcs_server.Google
-    server = request.getfixturevalue("store" if request.param == "s3" else "google")
+    server: Server = request.getfixturevalue(SERVERS[request.param])
     name = re.sub(r"[^a-z0-9]+", "-", f"alike-{request.node.name}".lower())[:60].strip("-")
     return server.uri(f"{server.bucket(name)}/runs")
 
@@ -144,6 +164,41 @@ def test_versions_follow_one_another(uri: str) -> None:
     assert [version.number for version in published.versions()] == [1, 2, 3]
 
 
+def test_a_place_is_opened_anew_where_it_is_sent(folder: Location) -> None:
+    (folder / "x.json").write_json({"a": 1})
+    sent = pickle.dumps((folder, folder.fs))
+    place, filesystem = pickle.loads(sent)
+    assert place == folder and (place / "x.json").read_json() == {"a": 1}
+    assert filesystem.get_file_info(f"{folder.path}/x.json").size == 12
+    assert azure_server.KEY.encode() not in sent
+
+
+@pytest.mark.parametrize(
+    ("variables", "name", "value"),
+    [
+        ({"AZURE_STORAGE_KEY": SECRET}, "account_key", SECRET),
+        ({"AZURE_STORAGE_SAS_TOKEN": f"sv=1&sig={SECRET}"}, "sas_token", f"sv=1&sig={SECRET}"),
+        ({"AZURE_STORAGE_KEY": SECRET, "AZURE_STORAGE_ACCOUNT": "mine"}, "account_key", SECRET),
+        ({"AZURE_STORAGE_KEY": SECRET, "AZURE_STORAGE_ACCOUNT": "another"}, "account_key", ""),
+        ({}, "account_key", ""),
+    ],
+)
+def test_azure_takes_what_the_environment_has_for_the_account(
+    variables: dict[str, str], name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable in ("ACCOUNT", "KEY", "SAS_TOKEN"):
+        monkeypatch.delenv(f"AZURE_STORAGE_{variable}", raising=False)
+    for variable, told in variables.items():
+        monkeypatch.setenv(variable, told)
+    stores._opened.cache_clear()
+    place = locate("abfs://container@mine.dfs.core.windows.net/a")
+    assert place.fs.type_name == "abfs" and place.path == "container/a"
+    held = pafs.AzureFileSystem.__reduce__(place.fs)[1][0]
+    assert held["account_name"] == "mine" and held[name] == value
+    assert SECRET.encode() not in pickle.dumps((place, place.fs))
+    stores._opened.cache_clear()
+
+
 def test_a_lease_is_had_by_one_at_a_time(uri: str) -> None:
     place = Workspace(uri).lease
     with hold(place) as first:
@@ -155,13 +210,13 @@ def test_a_lease_is_had_by_one_at_a_time(uri: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["s3", "gs"])
+@pytest.mark.parametrize("kind", SERVERS)
 def test_nights_and_a_takedown_are_those_on_files(
-    kind: str, store: store_server.Store, google: gcs_server.Google, tmp_path: Path, ray_local: None
+    kind: str, request: pytest.FixtureRequest, tmp_path: Path, ray_local: None
 ) -> None:
     """A whole run, two nights and a shard that leaves, with pool and workspace in a store."""
     train, _ = digits_pool(tmp_path, shards=4, each=30)
-    server = store if kind == "s3" else google
+    server: Server = request.getfixturevalue(SERVERS[kind])
     away = locate(server.uri(f"{server.bucket(f'nights-{kind}')}/a"))
     here = locate(str(tmp_path / "here"))
     told = []

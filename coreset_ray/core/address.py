@@ -20,7 +20,8 @@ _KINDS["viewfs"] = "hdfs"
 _ENVIRONMENT = {
     "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile, or the machine's role",
     "gs": "GOOGLE_APPLICATION_CREDENTIALS, or the machine's service account",
-    "abfs": "AZURE_CLIENT_ID, AZURE_TENANT_ID and AZURE_CLIENT_SECRET, or a managed identity",
+    "abfs": "AZURE_CLIENT_ID, AZURE_TENANT_ID and AZURE_CLIENT_SECRET, AZURE_STORAGE_KEY or "
+    "AZURE_STORAGE_SAS_TOKEN, or a managed identity",
     "hdfs": "a Kerberos ticket",
 }
 

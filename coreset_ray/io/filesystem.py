@@ -42,6 +42,11 @@ class Location:
     def __str__(self) -> str:
         return self.address or self.path
 
+    def __reduce__(self) -> Any:
+        if self.address:  # opened anew where it is sent: not every filesystem keeps all it was told
+            return locate, (self.uri,)
+        return Location, (self.fs, self.path)
+
     @property
     def name(self) -> str:
         """The last part of the path."""

@@ -1,5 +1,6 @@
 """The filesystem that a URI means: pyarrow's, with retries, one for each store in a process."""
 
+import os
 from collections.abc import Mapping
 from datetime import timedelta
 from functools import cache
@@ -44,6 +45,24 @@ def _s3(told: tuple[tuple[str, str], ...], region: str | None) -> _S3:
     return _S3(told, region)
 
 
+class _Azure(pafs.AzureFileSystem):
+    """With the key or the signature of the environment (as `az storage` reads it), if there is one
+    for this account, else whatever identity Azure finds. None of it is sent to another process."""
+
+    def __init__(self, told: Mapping[str, str]):
+        self._told = dict(told)
+        secret = {}
+        if os.environ.get("AZURE_STORAGE_ACCOUNT", told["account_name"]) == told["account_name"]:
+            secret = {"account_key": os.environ.get("AZURE_STORAGE_KEY")}
+            if not secret["account_key"]:
+                secret = {"sas_token": os.environ.get("AZURE_STORAGE_SAS_TOKEN")}
+        given = {name: value or None for name, value in (self._told | secret).items()}
+        super().__init__(**given)
+
+    def __reduce__(self) -> Any:
+        return _Azure, (self._told,)
+
+
 def open_store(address: str, options: Mapping[str, str]) -> tuple[pafs.FileSystem, str]:
     """The filesystem of a remote URI and the path on it. address, options: as `split` gives them.
 
@@ -77,6 +96,8 @@ def _opened(root: str, told: tuple[tuple[str, str], ...]) -> tuple[pafs.FileSyst
         given["credential_kind"] = "anonymous"
     given.pop("anonymous", None)
     filesystem, base = pafs.FileSystem.from_uri(join(f"{root}/", given))
+    if kind == "abfs" and "credential_kind" not in given:
+        filesystem = _Azure(filesystem.__reduce__()[1][0])
     return filesystem, base.rstrip("/")
 
 
