@@ -16,8 +16,8 @@ CHAIN = ("embed", "signals", "run")
 _SIGNALS = {"classes": 10, "pseudo_labels": {"clustering": "kmeans"}}
 
 
-def pool_of(folder: Path) -> Path:
-    return digits_pool(folder, shards=SHARDS, each=EACH)[0]
+def pool_of(folder: Path, *, shards: int = SHARDS, each: int = EACH) -> Path:
+    return digits_pool(folder, shards=shards, each=each)[0]
 
 
 def configuration(folder: Path, pool: Path, draws: int) -> Path:

@@ -139,7 +139,7 @@ def test_running_again_does_nothing(finished, capsys):
     cli.main(["compare", str(finished[0])])
     out = capsys.readouterr().out
     assert out.startswith(finished[1]["report"].strip())
-    assert out.strip().endswith("Nothing new: everything was finished before.")
+    assert out.strip().endswith("Every stage was finished before.")
 
 
 def test_without_labels_measures_advise(finished):

@@ -21,7 +21,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from ray_head import free_port
 from raylets import nodes
 
+from coreset_ray.config import load
 from coreset_ray.distributed.metrics import COUNTERS
+from pipelines import run
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")  # sockets of killed nodes
 DRAWS = 2_000_000  # enough to be killed in
@@ -40,6 +42,23 @@ def short(tmp_path_factory, pool):
 @pytest.fixture(scope="module")
 def long(tmp_path_factory, pool):
     return undisturbed(tmp_path_factory.mktemp("long"), pool, DRAWS)
+
+
+def test_a_small_chain_is_the_same_on_three_nodes_one_of_which_dies(ray_local, tmp_path):
+    """The short form of all below."""
+    few = pool_of(tmp_path, shards=4, each=15)
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+    run.run(load(configuration(tmp_path / "here", few, 3000)))
+    config, work = configuration(tmp_path / "there", few, 3000), tmp_path / "there" / "work"
+    with nodes(3) as three:
+        driver = three.drive("run", config)
+        driver.until(lambda: committed(work) >= 1)
+        assert committed(work) < 4, "the kill comes too late to test anything"
+        three.kill(three.others[0])
+        driver.ends()
+    assert results(tmp_path / "there") == (found := results(tmp_path / "here"))
+    assert any("manifest" in name for name in found) and len(found) > 10
 
 
 @pytest.mark.slow

@@ -273,17 +273,17 @@ def test_a_run_that_found_everything_done_says_so():
         for name in ("embed", "score"):
             with as_stage(name):
                 finished_before()
-    assert in_words(summary(run)).endswith("Nothing new: everything was finished before.")
+    assert in_words(summary(run)).endswith("Every stage was finished before.")
     with recording("run") as run:
         pass
-    assert in_words(summary(run)).endswith("Nothing new: no stage was begun.")
+    assert in_words(summary(run)).endswith("No stage was begun.")
 
 
 def test_a_run_that_failed_names_the_stage_and_never_says_that_nothing_is_new():
     with recording("run") as run, pytest.raises(KeyError), as_stage("embed"):
         raise KeyError("x")
     text = in_words(summary(run, "failed"))
-    assert " failed in " in text and "Nothing new" not in text
+    assert " failed in " in text and "No stage" not in text
     assert re.search(r"^  embed +0\.0 s  Failed$", text, re.M)
 
 

@@ -49,8 +49,7 @@ def in_words(told: Mapping[str, Any]) -> str:
     stages = told["stages"]
     outer = [s for s in stages if len(s["path"]) == 1]
     if told["status"] == "finished" and not any(s["worked"] for s in stages):
-        why = "everything was finished before" if outer else "no stage was begun"
-        return f"{head}. Nothing new: {why}."
+        return f"{head}. {'Every stage was finished before' if outer else 'No stage was begun'}."
     width = max(len(s["stage"]) for s in outer)
     lines = [f"{head}; the driver held {in_bytes(told['peak_memory'])} at most:"]
     for stage in outer:
