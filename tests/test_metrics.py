@@ -1,6 +1,7 @@
 """What a run counts, in its record and at Ray's endpoint: each thing once, and never at the cost of
 the run."""
 
+import logging
 import time
 import urllib.request
 from collections import Counter
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from pools import digits_pool, write_config
 
 from coreset_ray.config import load
-from coreset_ray.distributed import metrics
+from coreset_ray.distributed import metrics, progress
 from coreset_ray.distributed.metrics import COUNTERS, PROGRESS, ProgressGauge, Totals, add, timed
 from coreset_ray.telemetry.run import as_stage, recording
 from pipelines import embed
@@ -178,6 +179,17 @@ def test_what_is_committed_counts_where_its_writer_could_not_say_so():
 
 
 # --- the gauge ---------------------------------------------------------------------------------
+
+
+def test_a_line_of_progress_foretells_nothing_before_anything_is_done(monkeypatch, caplog) -> None:
+    monkeypatch.setattr(progress, "_SECONDS_BETWEEN_LINES", 0.0)
+    caplog.set_level(logging.INFO, logger="coreset_ray.progress")
+    with recording("run"), progress.Progress("embed", 4, "shards") as told:
+        told.update(0, "0 images")
+        told.update(2)
+    first, second = caplog.messages
+    assert first == "embed: 0 of 4 shards, 0 images, 0 s spent"
+    assert second == "embed: 2 of 4 shards, 0 s spent, 0 s left"
 
 
 def test_the_gauge_shows_how_far_a_stage_is_again_and_again_and_at_its_end(endpoint, monkeypatch):

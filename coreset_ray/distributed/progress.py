@@ -60,9 +60,9 @@ class Progress:
         ):
             self._last = now
             spent = now - self._start
-            left = spent / done * (self.total - done) if done else float("nan")
+            left = f", {spent / done * (self.total - done):.0f} s left" if done else ""
             _log.info(
-                "%s: %d of %d %s%s, %.0f s spent, %.0f s left",
+                "%s: %d of %d %s%s, %.0f s spent%s",
                 *(self.stage, done, self.total, self.unit),
                 *(f", {note}" if note else "", spent, left),
                 extra={"progress": self.stage, "done": done, "total": self.total},
