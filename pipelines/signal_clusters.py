@@ -39,7 +39,13 @@ def run(config: Config) -> dict[str, Any]:
     """Writes the clusters if they are not there yet; returns their record."""
     if config.signals.clusters.count is None:
         classes.run(config)
-    return write(config, *stage_of(config))
+    stage, snapshot, wanted = stage_of(config)
+    if wanted.count > snapshot["rows"]:
+        raise ValueError(
+            f"{wanted.count} clusters (signals.clusters.count, by default signals.classes): the "
+            f"pool has {snapshot['rows']} images; set it lower"
+        )
+    return write(config, stage, snapshot, wanted)
 
 
 def write(

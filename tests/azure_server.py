@@ -36,7 +36,7 @@ class Azure:
 
 @contextmanager
 def running() -> Iterator[Azure]:
-    """The server, for as long as the block lasts. AZURE_STORAGE_KEY has to be set to `KEY`."""
+    """The server, for as long as the block lasts; its key is in the tests' environment."""
     assert COMMAND is not None
     port = free_port()
     line = [COMMAND, "--inMemoryPersistence", "--skipApiVersionCheck", "--disableTelemetry"]

@@ -7,6 +7,7 @@ import os
 import re
 from pathlib import Path
 
+import azure_server
 import pytest
 import store_server
 
@@ -16,6 +17,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [ROOT, os.environ.get("P
 
 # For a store of the tests' own; whoever runs them keeps theirs to themselves.
 os.environ |= {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
+os.environ |= {"AZURE_STORAGE_ACCOUNT": azure_server.ACCOUNT, "AZURE_STORAGE_KEY": azure_server.KEY}
 os.environ |= {"AWS_EC2_METADATA_DISABLED": "true", "AWS_CONFIG_FILE": os.devnull}
 
 os.environ.setdefault("RAY_metrics_report_interval_ms", "1000")  # not ten seconds in every test

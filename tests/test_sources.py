@@ -293,7 +293,7 @@ def test_two_images_of_one_stem_are_two_samples_with_the_same_sidecar(tmp_path):
 _NAMES = st.text(st.sampled_from(string.ascii_letters[:3] + "._- _1é猫~"), min_size=1, max_size=6)
 
 
-@settings(deadline=None, database=None, max_examples=15)
+@settings(deadline=None, database=None, max_examples=8)
 @given(st.sets(_NAMES.filter(lambda name: not name.startswith(".")), min_size=1, max_size=8))
 def test_any_file_names_survive(names):
     with tempfile.TemporaryDirectory() as folder:

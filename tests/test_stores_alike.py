@@ -14,6 +14,7 @@ import store_server
 from pools import digits_pool, write_config
 from pyarrow import fs as pafs
 from pyarrow.fs import FileType
+from ray_head import free_port
 
 from coreset_ray.config import load
 from coreset_ray.io import stores
@@ -35,10 +36,8 @@ def google() -> Iterator[gcs_server.Google]:
 def azure() -> Iterator[azure_server.Azure]:
     if azure_server.COMMAND is None:
         pytest.skip("Azurite is not installed")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AZURE_STORAGE_KEY", azure_server.KEY)
-        with azure_server.running() as server:
-            yield server
+    with azure_server.running() as server:
+        yield server
 
 
 SERVERS = {"s3": "store", "gs": "google", "abfs": "azure"}  # their fixtures
@@ -196,6 +195,17 @@ def test_azure_takes_what_the_environment_has_for_the_account(
     held = pafs.AzureFileSystem.__reduce__(place.fs)[1][0]
     assert held["account_name"] == "mine" and held[name] == value
     assert SECRET.encode() not in pickle.dumps((place, place.fs))
+    stores._opened.cache_clear()
+
+
+def test_azure_without_credentials_is_one_message_and_no_abort(monkeypatch) -> None:
+    """Over http no identity is even asked for, so this needs no server."""
+    monkeypatch.delenv("AZURE_STORAGE_KEY")
+    stores._opened.cache_clear()
+    place = locate(f"abfs://mine@127.0.0.1:{free_port()}/container/a?enable_tls=false")
+    for go in (place.exists, place.open_stream, place.open_file, lambda: place.write_json({})):
+        with pytest.raises(OSError, match=r"abfs://mine@.*AZURE_STORAGE_KEY.*same command again"):
+            go()
     stores._opened.cache_clear()
 
 

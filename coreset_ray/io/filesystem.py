@@ -112,6 +112,7 @@ class Location:
         """For one reading from start to end, of the bytes as they are (pyarrow would unpack a
         .gz unasked); remote reads are buffered by the megabyte."""
         with self.told():
+            self._come_to()
             stream = self.fs.open_input_stream(
                 self.path, compression=None, buffer_size=1 << 20 if self.local else _STREAM_BYTES
             )
@@ -120,7 +121,14 @@ class Location:
     def open_file(self) -> BinaryIO:
         """For reading at any offset."""
         with self.told():
+            self._come_to()
             return cast(BinaryIO, self.fs.open_input_file(self.path))
+
+    def _come_to(self) -> None:
+        """Asks Azure once more than it takes: without credentials pyarrow ends the whole process
+        when it opens a file, while this is an error like any other."""
+        if isinstance(self.fs, pafs.AzureFileSystem):
+            self.fs.get_file_info(self.path)
 
     def read_json(self) -> Any:
         with self.told(), self.open_stream() as stream:
@@ -179,8 +187,11 @@ class Location:
             yield
         except (FileNotFoundError, StoreError):
             raise
-        except OSError as error:
-            if self.local or not self.address:
+        except (OSError, pa.ArrowException) as error:
+            unknown = (
+                type(error) is pa.ArrowException
+            )  # not one of a file's content, its subclasses
+            if self.local or not self.address or not (unknown or isinstance(error, OSError)):
                 raise
             raise StoreError(_explained(self.address, dict(self.options), error)) from error
 
@@ -220,7 +231,7 @@ def _send(filesystem: pafs.FileSystem, path: str, content: pa.Buffer) -> None:
     stream.close()
 
 
-def _explained(address: str, options: Mapping[str, str], error: OSError) -> str:
+def _explained(address: str, options: Mapping[str, str], error: Exception) -> str:
     kind, reason = kind_of(address), str(error).splitlines()[0].rstrip(".")
     at = f" at {options['endpoint']}" if "endpoint" in options else ""
     if "libjvm" in reason or "libhdfs" in reason:
