@@ -7,9 +7,7 @@ import os
 import re
 from pathlib import Path
 
-import azure_server
 import pytest
-import store_server
 
 # Set before Ray starts: the workers import the checkout, wherever a test changes directory to.
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -17,7 +15,6 @@ os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [ROOT, os.environ.get("P
 
 # For a store of the tests' own; whoever runs them keeps theirs to themselves.
 os.environ |= {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
-os.environ |= {"AZURE_STORAGE_ACCOUNT": azure_server.ACCOUNT, "AZURE_STORAGE_KEY": azure_server.KEY}
 os.environ |= {"AWS_EC2_METADATA_DISABLED": "true", "AWS_CONFIG_FILE": os.devnull}
 
 os.environ.setdefault("RAY_metrics_report_interval_ms", "1000")  # not ten seconds in every test
@@ -27,6 +24,11 @@ os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # not 2 s, tw
 # changes: a cache of its own for each state of the sources.
 _CORE = b"".join(p.read_bytes() for p in sorted(Path(ROOT, "coreset_ray", "core").glob("*.py")))
 os.environ["NUMBA_CACHE_DIR"] = f"{ROOT}/.numba_cache/{hashlib.sha256(_CORE).hexdigest()[:12]}"
+
+import azure_server  # noqa: E402 -- these import what they test, for which numba reads the above
+import store_server  # noqa: E402
+
+os.environ |= {"AZURE_STORAGE_ACCOUNT": azure_server.ACCOUNT, "AZURE_STORAGE_KEY": azure_server.KEY}
 
 
 @pytest.fixture(scope="session")
