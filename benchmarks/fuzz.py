@@ -18,13 +18,9 @@ atheris: Any = import_module("atheris")
 
 with atheris.instrument_imports(include=["coreset_ray", "PIL", "yaml", "pydantic"]):
     sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-    import numpy as np
-    from test_fuzz import IMAGES, MOST, TARS, check_samples, read
+    import yaml
+    from test_fuzz import GOOD, IMAGES, TARS, check_image, check_samples, checked_config, read
 
-    from coreset_ray.config import load
-    from coreset_ray.io.images import BadImage, decode
-
-_WHOLE = b"workspace: runs/x\npool: {shards: [a.tar]}\nselect: {budget: 0.1}\n"
 _PLACE = Path(tempfile.mkdtemp())
 
 
@@ -33,28 +29,14 @@ def shards(data: bytes) -> None:
     check_samples(samples, data)
 
 
-def images(data: bytes) -> None:
-    try:
-        image = decode(data, MOST)
-    except BadImage:
-        return
-    assert image.mode == "RGB" and 0 < image.width * image.height <= MOST
-    assert np.asarray(image).shape == (image.height, image.width, 3)
-
-
 def config(data: bytes) -> None:
-    path = _PLACE / "config.yaml"
-    path.write_bytes(data)
-    try:
-        load(path)
-    except ValueError as error:
-        assert str(error)
+    checked_config(_PLACE / "config.yaml", data)
 
 
 _TARGETS = {
     "shards": (shards, list(TARS.values())),
-    "images": (images, list(IMAGES.values())),
-    "config": (config, [_WHOLE]),
+    "images": (check_image, list(IMAGES.values())),
+    "config": (config, [yaml.safe_dump(GOOD).encode()]),
 }
 
 

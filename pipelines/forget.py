@@ -1,7 +1,7 @@
 """Takes images that left the pool out of all that a workspace holds, and proves it by a search."""
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,9 +44,10 @@ def run(
     """
     workspace, table = workspace_of(config), pool_table(config)
     with hold(workspace.lease, wait=wait, command="forget"):
-        leaving = _leaving(config, workspace, table, shards)
+        stale = _stale_parts(workspace, table)
+        leaving = _leaving(config, workspace, table, stale, shards)
         if not leaving.parts:
-            return {"report": _nothing(config, table, _known_parts(workspace, table))}
+            return {"report": _nothing(config.name, stale)}
         wanted = Wanted(frozenset(leaving.parts), leaving.uids)
         before = search(workspace.root, wanted)
         if not yes:
@@ -69,13 +70,17 @@ def run(
     return {"report": "\n".join([_told(leaving, before, "are gone"), proof, elsewhere])}
 
 
-def _leaving(config: Config, workspace: Workspace, table: Table, names: Sequence[str]) -> Leaving:
+def _leaving(
+    config: Config,
+    workspace: Workspace,
+    table: Table,
+    stale: Mapping[str, set[str]],
+    names: Sequence[str],
+) -> Leaving:
     now = {shard.name: part_name(shard) for shard in table.shards}
-    known = _known_parts(workspace, table)
-    stale = {s: {p for p in parts if p != now.get(s)} for s, parts in known.items()}
     if names:
         for name in names:
-            if name not in known:
+            if name not in stale:
                 raise ValueError(f"--shard {name!r}: this workspace has no such shard embedded")
             if name in now and not stale[name]:
                 raise ValueError(
@@ -90,11 +95,10 @@ def _leaving(config: Config, workspace: Workspace, table: Table, names: Sequence
     return Leaving(chosen, tuple(parts), gone - _uids(table, [now[s] for s in chosen if s in now]))
 
 
-def _nothing(config: Config, table: Table, known: dict[str, set[str]]) -> str:
+def _nothing(name: str, stale: Mapping[str, set[str]]) -> str:
     """That nothing goes unasked, and what is there all the same."""
-    now = {shard.name: {part_name(shard)} for shard in table.shards}
-    others = sorted(name for name, parts in known.items() if parts - now.get(name, set()))
-    told = f"Nothing to forget: no shard that a version of {config.name!r} was chosen from has left"
+    others = sorted(shard for shard, parts in stale.items() if parts)
+    told = f"Nothing to forget: no shard that a version of {name!r} was chosen from has left"
     if not others:
         return f"{told} the pool, and none else is embedded"
     some = "1 shard that is" if len(others) == 1 else f"{len(others):,} shards that are"
@@ -102,6 +106,13 @@ def _nothing(config: Config, table: Table, known: dict[str, set[str]]) -> str:
         f"{told} the pool. The workspace also holds {some} not in the pool as it was "
         f"({others[0]!r} first), from which no version was chosen: --shard NAME forgets one"
     )
+
+
+def _stale_parts(workspace: Workspace, table: Table) -> dict[str, set[str]]:
+    """Of every shard that is known in this embedding table, the parts that are not those of the
+    pool as it is: none where it is there unchanged."""
+    now = {part_name(shard) for shard in table.shards}
+    return {shard: parts - now for shard, parts in _known_parts(workspace, table).items()}
 
 
 def _known_parts(workspace: Workspace, table: Table) -> dict[str, set[str]]:

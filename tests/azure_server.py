@@ -2,14 +2,12 @@
 
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from ray_head import free_port
-from store_server import wait_for_server
+from store_server import serving
 
 from coreset_ray.io.filesystem import locate
 
@@ -41,10 +39,5 @@ def running() -> Iterator[Azure]:
     port = free_port()
     line = [COMMAND, "--inMemoryPersistence", "--skipApiVersionCheck", "--disableTelemetry"]
     line += ["--blobHost=127.0.0.1", f"--blobPort={port}"]
-    server = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=sys.stderr)
-    try:
-        wait_for_server(f"http://127.0.0.1:{port}/{ACCOUNT}?comp=list", server)
+    with serving(line, f"http://127.0.0.1:{port}/{ACCOUNT}?comp=list"):
         yield Azure(f"127.0.0.1:{port}")
-    finally:
-        server.kill()
-        server.wait()

@@ -1,6 +1,5 @@
 """A server that speaks Google Cloud Storage's protocol on loopback (gcp-storage-emulator)."""
 
-import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
@@ -8,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from ray_head import free_port
-from store_server import wait_for_server
+from store_server import serving
 
 from coreset_ray.core.address import with_options
 
@@ -49,10 +48,5 @@ def running() -> Iterator[Google]:
     port = free_port()
     line = [sys.executable, "-c", _MAIN, "start", "--in-memory"]
     line += ["--host=127.0.0.1", f"--port={port}"]
-    server = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        wait_for_server(f"http://127.0.0.1:{port}/storage/v1/b?project=test", server)
+    with serving(line, f"http://127.0.0.1:{port}/storage/v1/b?project=test"):
         yield Google(f"http://127.0.0.1:{port}")
-    finally:
-        server.kill()
-        server.wait()

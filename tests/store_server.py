@@ -1,7 +1,6 @@
 """A real S3 server over HTTP on loopback (moto), and a proxy before it that fails as told."""
 
 import http.client
-import os
 import socket
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from pyarrow import fs as pafs
+from ray_head import free_port
 
 from coreset_ray.core.address import with_options
 
@@ -64,23 +64,26 @@ class Store:
 @contextmanager
 def running() -> Iterator[Store]:
     """The server, for as long as the block lasts."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     line = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    server = subprocess.Popen(
-        line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=dict(os.environ)
-    )
-    try:
-        wait_for_server(f"http://127.0.0.1:{port}/moto-api/", server)
+    with serving(line, f"http://127.0.0.1:{port}/moto-api/"):
         yield Store(f"http://127.0.0.1:{port}")
+
+
+@contextmanager
+def serving(line: list[str], url: str) -> Iterator[None]:
+    """A process that serves for the length of the block, which begins once it answers a GET at
+    url, were it with a refusal."""
+    server = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        _wait(url, server)
+        yield
     finally:
         server.kill()
         server.wait()
 
 
-def wait_for_server(url: str, server: subprocess.Popen) -> None:
-    """Until it answers a GET, were it with a refusal."""
+def _wait(url: str, server: subprocess.Popen) -> None:
     for _ in range(600):
         assert server.poll() is None, "the server ended"
         try:

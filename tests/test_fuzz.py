@@ -3,6 +3,7 @@ promised, never another."""
 
 import io
 import tarfile
+from functools import partial
 
 import numpy as np
 import pytest
@@ -206,7 +207,11 @@ def test_the_undamaged_image_is_decoded(name):
 @settings(few, max_examples=120)
 @given(st.sampled_from(sorted(IMAGES)), CHANGES, st.sampled_from([1, 3]))
 def test_a_damaged_image_is_an_image_or_bad(name, changes, early):
-    data = damaged(IMAGES[name], changes, early=early)
+    check_image(damaged(IMAGES[name], changes, early=early))
+
+
+def check_image(data):
+    """An image within bounds, or bad for a reason of one line."""
     try:
         image = decode(data, MOST)
     except BadImage as error:
@@ -235,17 +240,18 @@ def read_config(tmp_path_factory):
     """Text → the configuration, or None where it is refused with a reason."""
     file = tmp_path_factory.mktemp("config") / "config.yaml"
 
-    def do(text, overrides=None):
-        file.write_bytes(text if isinstance(text, bytes) else text.encode("utf-8", "replace"))
-        try:
-            config = load(file, overrides)
-        except ValueError as error:
-            assert str(error)
-            return None
-        assert isinstance(config, Config)
-        return config
+    return partial(checked_config, file)
 
-    return do
+
+def checked_config(file, text, overrides=None):
+    file.write_bytes(text if isinstance(text, bytes) else text.encode("utf-8", "replace"))
+    try:
+        config = load(file, overrides)
+    except ValueError as error:
+        assert str(error)
+        return None
+    assert isinstance(config, Config)
+    return config
 
 
 def test_the_configuration_that_is_changed_below_is_read(read_config):

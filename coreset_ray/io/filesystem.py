@@ -188,10 +188,9 @@ class Location:
         except (FileNotFoundError, StoreError):
             raise
         except (OSError, pa.ArrowException) as error:
-            unknown = (
-                type(error) is pa.ArrowException
-            )  # not one of a file's content, its subclasses
-            if self.local or not self.address or not (unknown or isinstance(error, OSError)):
+            # What pyarrow says of a file's content is a subclass.
+            of_store = isinstance(error, OSError) or type(error) is pa.ArrowException
+            if self.local or not self.address or not of_store:
                 raise
             raise StoreError(_explained(self.address, dict(self.options), error)) from error
 
