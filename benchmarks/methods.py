@@ -4,9 +4,10 @@
     python benchmarks/methods.py --rows 1000000 --dims 64 [--k 10000] ...          made-up rows
 
 The runner of one process (`coreset_ray.core.alone`). Of a workspace: the embeddings of its only
-finished neighbours, and these. Made-up rows are drawn around 1,000 centres; their neighbours are
-others of the same centre, drawn. `peak` is of the whole process, `before` what it was before the
-method began. Seconds include the compiling of what numba compiles.
+finished neighbours, and its only signals of each name. Made-up rows: `coreset_ray.core.made_up`.
+--balance: as many of each class of the classifier that a method reads. `peak` is of the whole
+process, `before` what it was before the method began. Seconds include the compiling of what numba
+compiles.
 """
 
 import argparse
@@ -17,16 +18,12 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
-
 from coreset_ray import catalog
 from coreset_ray.core.alone import select_alone
-from coreset_ray.core.pool import Pool
+from coreset_ray.core.made_up import Widths, can_make_up, made_up
+from coreset_ray.core.pool import Pool, joined
 from coreset_ray.core.rule import Rule
-from coreset_ray.io.filesystem import locate
-from coreset_ray.io.tables import PartedTable, array_of, matrix, read_table, uid_words
-
-_NEIGHBORS = 50
+from coreset_ray.distributed.blocks import PoolFiles, signals_of
 
 
 def main() -> None:
@@ -34,8 +31,10 @@ def main() -> None:
     parser.add_argument("workspace", nargs="?")
     parser.add_argument("--rows", type=int, default=0)
     parser.add_argument("--dims", type=int, default=64)
+    parser.add_argument("--classes", type=int, default=10)
     parser.add_argument("--k", type=int, default=5000)
-    parser.add_argument("--methods", nargs="+", default=_without_proxy())
+    parser.add_argument("--balance", action="store_true")
+    parser.add_argument("--methods", nargs="+", default=_methods())
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
@@ -54,59 +53,42 @@ def main() -> None:
 def run(options: argparse.Namespace) -> None:
     method = catalog.build_selector(options.one, {})
     assert not isinstance(method, Rule)
-    pool = made_up(options, method.needs) if options.rows else read(options.workspace, method.needs)
+    needs = method.needs
+    if options.balance and "proxy.label" not in needs:
+        needs = *needs, "proxy.label"
+    if options.rows:
+        pool = made_up(needs, options.rows, Widths(options.dims, classes=options.classes))
+    else:
+        pool = read(options.workspace, needs)
+    group = pool["proxy.label"] if options.balance else None
     before, start, cpu = _peak(), time.perf_counter(), time.process_time()
-    select_alone(method, pool, options.k, 0)
+    select_alone(method, pool, options.k, 0, group=group)
     told = {"seconds": time.perf_counter() - start, "cpu": time.process_time() - cpu}
     print(json.dumps(told | {"before": before, "peak": _peak()}))
 
 
 def read(workspace: str, needs: tuple[str, ...]) -> Pool:
-    (done,) = Path(workspace, "signals").glob("knn-*/done.json")
-    record = json.loads(done.read_text())
-    table = PartedTable(locate(f"{workspace}/embeddings/{record['table']}"))
-    columns: dict[str, list[np.ndarray]] = {name: [] for name in needs}
-    uid = []
-    for part in record["parts"]:
-        rows = read_table(table.part(part), ["uid", "embedding"])
-        uid.append(uid_words(rows["uid"]))
-        for name in needs:
-            if name == "embedding":
-                columns[name].append(matrix(rows["embedding"]))
-            else:
-                column = name.partition(".")[2]
-                told = read_table(locate(f"{done.parent}/part-{part}.parquet"), [column])
-                columns[name].append(array_of(told[column]))
-    return Pool(np.concatenate(uid), {n: np.concatenate(c) for n, c in columns.items()})
+    root = Path(workspace)
+    signals = {name: _only(root, name) for name in signals_of(needs)}
+    (table,) = (root / "embeddings").glob("*/parts")
+    files = PoolFiles(str(table.parent), {name: str(folder) for name, folder in signals.items()})
+    done = json.loads((_only(root, "knn") / "done.json").read_text())
+    return joined([files.read(part, needs) for part in done["parts"]])
 
 
-def made_up(options: argparse.Namespace, needs: tuple[str, ...]) -> Pool:
-    rng = np.random.default_rng(0)
-    centre = np.sort(rng.integers(0, 1000, options.rows))
-    uid = np.stack([np.zeros(options.rows), np.arange(options.rows)], 1).astype(np.uint64)
-    columns: dict[str, np.ndarray] = {}
-    if "embedding" in needs:
-        means = rng.normal(size=(1000, options.dims)).astype(np.float32)
-        noise = rng.normal(size=(options.rows, options.dims)).astype(np.float32)
-        columns["embedding"] = means[centre] + noise
-    if "knn.neighbor" in needs:
-        first = np.searchsorted(centre, np.arange(1000))
-        size = np.bincount(centre, minlength=1000)
-        drawn = rng.random((options.rows, _NEIGHBORS), np.float32)
-        near = first[centre][:, None] + (drawn * size[centre][:, None]).astype(np.int64)
-        columns["knn.neighbor"] = near
-        columns["knn.similarity"] = -np.sort(-rng.uniform(0.3, 0.9, drawn.shape), 1).astype("f4")
-    return Pool(uid, columns)
+def _only(root: Path, signal: str) -> Path:
+    """The folder of a workspace's only finished signal of this name."""
+    (done,) = (root / "signals").glob(f"{signal}-*/done.json")
+    return done.parent
 
 
-def _without_proxy() -> list[str]:
-    """The methods that read embeddings and neighbours alone, and no target set."""
-    known = catalog.selector_classes().items()
+def _methods() -> list[str]:
+    """Those that take no target set and read what can be made up."""
     return [
         name
-        for name, kind in known
+        for name, kind in catalog.selector_classes().items()
         if not issubclass(kind, Rule)
-        and all(n == "embedding" or n.startswith("knn.") for n in kind.needs)
+        and can_make_up(kind.needs)
         and not getattr(kind, "targeted", False)
     ]
 

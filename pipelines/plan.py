@@ -13,6 +13,7 @@ from coreset_ray.core.method import Sampled
 from coreset_ray.core.selection import resolve_budget
 from coreset_ray.distributed.calibrate import Calibration, free_bytes, free_here
 from coreset_ray.distributed.calibrate_arithmetic import multiply_rate
+from coreset_ray.distributed.calibrate_choice import time_choice
 from coreset_ray.distributed.calibrate_pool import Reading, probe_encoders, read_some
 from coreset_ray.distributed.choose import processes_for
 from coreset_ray.distributed.embed import plan_embedding
@@ -31,7 +32,8 @@ from pipelines.inputs import (
     pool_table,
     workspace_of,
 )
-from pipelines.plan_signals import check_choice, signal_stages
+from pipelines.plan_choice import Timer, check_choice, choice_stage, filters_stage
+from pipelines.plan_signals import signal_stages
 
 _log = logging.getLogger(__name__)
 
@@ -82,7 +84,7 @@ def run(config: Config) -> dict[str, Any]:
         stages = _stages(config, pool, state, layout, on, reading, encoding, drawing, rows)
         gpu = choose_device(config.compute.device) == "cuda"
         rate = multiply_rate(on) if signals.wanted_by(asked) and not gpu else None
-        stages = _chosen(asked, stages)
+        stages = _chosen(asked, stages, pool, on, rows, time_choice)
         stages[1:1] = signal_stages(asked, pool, on, rate, rows, gpu)
     outcome = {
         "pool": asdict(pool),
@@ -267,17 +269,26 @@ def _stages(
     return [*stages, Stage("evaluate", 0, 0, None, told)]
 
 
-def _chosen(config: Config, stages: list[Stage]) -> list[Stage]:
-    """As they are where a setting is searched, or nothing is scored: that time is not foretold."""
+def _chosen(
+    config: Config,
+    stages: list[Stage],
+    pool: PoolSize,
+    on: Cluster,
+    rows: forecast.RowCosts,
+    timer: Timer,
+) -> list[Stage]:
+    """With filters, and with a choice without scores, which is timed; not planned where a setting
+    is searched."""
     told = {}
     if not config.scores:
+        _log.info("plan: choosing")
         told["score"] = Stage("score", 0, 0, 0.0, "no scores")
-    if config.selector()[2] or not config.scores:
+        told["select"] = choice_stage(config, pool, on, rows, timer)
+    elif config.selector()[2]:
         told["select"] = Stage("select", 0, 0, None, "not planned")
     chosen = [told.get(s.name, s) for s in stages]
-    if config.select.filters:
-        at = [s.name for s in chosen].index("select")
-        chosen.insert(at, Stage("filters", 0, 0, None, "not planned"))
+    if (filters := filters_stage(config, pool, on, rows, timer)) is not None:
+        chosen.insert([s.name for s in chosen].index("select"), filters)
     return chosen
 
 

@@ -1,6 +1,5 @@
-"""What signals and a choice without scores would need and take, for the plan."""
+"""What signals would need and take, for the plan."""
 
-from collections.abc import Sequence
 from contextlib import suppress
 
 from coreset_ray.clustering.kmeans_fit import Clustering
@@ -8,15 +7,13 @@ from coreset_ray.clustering.neighbors import choose_kind
 from coreset_ray.config import Config
 from coreset_ray.core import limits, signal_costs
 from coreset_ray.core.forecast import PoolSize, RowCosts, Stage
-from coreset_ray.core.selection import resolve_budget
 from coreset_ray.core.signal_costs import Work
-from coreset_ray.core.whole_set import WholeSet
 from coreset_ray.distributed.session import Cluster
 from coreset_ray.models.mlp import MlpRecipe
 from pipelines import signals
 from pipelines.inputs import NotReady
 
-_GUESSED = 10  # classes, while their number is still to be proposed
+_GUESSED = 10  # classes
 _METRICS = 9
 
 
@@ -43,36 +40,14 @@ def signal_stages(
     return stages
 
 
-def check_choice(config: Config, pool: PoolSize, on: Cluster) -> None:
-    """`ValueError` where a filter, or a method that needs all rows, fits no machine."""
-    for wanted in config.select.filters:
-        dropping = wanted.build()
-        each = _row_bytes(config, dropping.needs, pool)
-        limits.check_filter(dropping, pool.rows, each, on.nodes)
-    method = config.rule(0.0)
-    if config.scores or not isinstance(method, WholeSet):
-        return
-    groups = 1
-    if (balance := config.select.balance) is not None:
-        groups = _classes(config) if balance == "pseudo_labels" else _clusters(config)
-    share = -(-resolve_budget(config.select.budget, pool.rows) // groups)
-    each = _row_bytes(config, method.needs, pool)
-    parts = config.select.partitions
-    limits.check_whole(pool.rows // groups, each, parts, on.nodes, method.scratch(share))
-
-
-def _row_bytes(config: Config, needs: Sequence[str], pool: PoolSize) -> int:
-    told = config.signals
-    sizes = pool.dims, told.knn.k, _classes(config), told.proxy.recipe().hidden
-    return sum(signal_costs.row_bytes(column, *sizes) for column in needs)
-
-
-def _classes(config: Config) -> int:
+def classes_of(config: Config) -> int:
+    """As many as are named; a guess while their number is still to be proposed."""
     return _GUESSED if config.signals.classes == "auto" else config.signals.classes
 
 
-def _clusters(config: Config) -> int:
-    return config.signals.clusters.count or _classes(config)
+def clusters_of(config: Config) -> int:
+    """Of the signal `clusters`."""
+    return config.signals.clusters.count or classes_of(config)
 
 
 def _finished(config: Config, name: str) -> bool:
@@ -83,13 +58,13 @@ def _finished(config: Config, name: str) -> bool:
 
 def _work(config: Config, name: str, pool: PoolSize) -> Work | None:
     """None for what is not foretold."""
-    n, m, told, c = pool.rows, pool.dims, config.signals, _classes(config)
+    n, m, told, c = pool.rows, pool.dims, config.signals, classes_of(config)
     if name == "knn":
         kind = choose_kind(n) if told.knn.index == "auto" else told.knn.index
         return signal_costs.neighbors(n, m, told.knn.k, kind, told.knn.lists, told.knn.probes)
     if name == "clusters":
         iterations = told.clusters.iterations
-        return signal_costs.clusters(n, m, _clusters(config), Clustering.single, iterations)
+        return signal_costs.clusters(n, m, clusters_of(config), Clustering.single, iterations)
     if name == "pseudo_labels":
         if told.labels != "pseudo" or told.pseudo_labels.clustering == "kmeans":
             return Work(0.0, 0, 20 * n)

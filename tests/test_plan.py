@@ -4,19 +4,29 @@ import shutil
 from collections import namedtuple
 from pathlib import Path
 
+import numpy as np
 import pytest
 from pools import digits_pool, embed_pixels, write_config
 
-from coreset_ray import cli
+from coreset_ray import catalog, cli
 from coreset_ray.config import load
 from coreset_ray.core import costs, forecast, limits, signal_costs
+from coreset_ray.core.choice_costs import Trial
 from coreset_ray.core.costs import Spreading, choose_spreading
 from coreset_ray.core.forecast import fit
+from coreset_ray.core.greedy import greedy_rows, greedy_turns
+from coreset_ray.core.made_up import Widths, can_make_up, made_up
+from coreset_ray.core.method import Method
 from coreset_ray.core.plan_text import in_time
+from coreset_ray.core.pool import pool_of
+from coreset_ray.core.rule import Rule
+from coreset_ray.distributed import calibrate_choice
 from coreset_ray.distributed.session import Cluster
+from coreset_ray.selectors.k_center import KCenter
 from pipelines import embed, plan, plan_signals, score, select_coreset
 from pipelines.inputs import key_of, pool_table
-from pipelines.plan_signals import check_choice, signal_stages
+from pipelines.plan_choice import check_choice
+from pipelines.plan_signals import signal_stages
 from pipelines.score import ledger_of
 
 GB = 10**9
@@ -226,14 +236,21 @@ def test_sizes_and_times_are_readable():
     ]
 
 
+def timer(method, n, k, widths, on):
+    """A trial that takes a second, whose rows are chosen two in a turn."""
+    return Trial(min(n, 1000), min(k, 10), 1.0, 5, 0.001)
+
+
 def planned(tmp_path, *words, rows=50_000, rate=4e10, memory=16 * GB):
-    """Seconds and note of each signal, for a pool of 1,280 dimensions on two CPUs."""
+    """Seconds and note of each signal and of the choice, for a pool of 1,280 dimensions on two
+    CPUs that read 1 GB/s."""
     config = load(write_config(tmp_path, tmp_path), ["score={}", *words])
     pool = forecast.PoolSize(1, 1, rows, 1280, 0, 0, 0, True)
-    costs = forecast.RowCosts(1.0, 1.0, 0.0, 0.0, 3.0, 0)
+    costs = forecast.RowCosts(1e9, 1.0, 0.0, 0.0, 3.0, 0)
     on = Cluster(((2.0, memory),), 0.0)
     check_choice(config, pool, on)
-    stages = plan._chosen(config, [forecast.Stage(n, 1, 1, 1.0) for n in ("score", "select")])
+    own = [forecast.Stage(n, 1, 1, 1.0) for n in ("score", "select")]
+    stages = plan._chosen(config, own, pool, on, costs, timer)
     stages += signal_stages(config, pool, on, rate, costs, rate is None)
     return {s.name: (s.seconds, s.note) for s in stages}
 
@@ -258,7 +275,7 @@ def test_signals_are_planned_with_what_they_are_made_of(tmp_path):
     assert list(kmeans)[2:] == ["clusters", "pseudo_labels", "dynamics"]
     d2 = planned(tmp_path, "select.method=d2", rate=None)
     assert d2["knn"] == (None, "not planned on GPUs")
-    assert d2["score"] == (0.0, "no scores") and d2["select"] == (None, "not planned")
+    assert d2["score"] == (0.0, "no scores")
     assert "clusters" in planned(tmp_path, "select.balance=clusters")
     told = "score.method=grand", "signals.labels=cls"
     grand = planned(tmp_path, *told, "signals.proxy.runs=10")
@@ -283,13 +300,96 @@ def test_choices_that_fit_no_node_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"holds all rows .* select.partitions to at least 3"):
         planned(tmp_path, "select.method=medoids", rows=2_000_000)
     near = "select.filters=[near_duplicates]"
-    assert planned(tmp_path, near)["filters"] == (None, "not planned")
+    assert "filters" in planned(tmp_path, near)
     with pytest.raises(ValueError, match=r"select.filters: NearDup.* leave it out, or add a large"):
         planned(tmp_path, near, rows=10_000_000)
     many = "select.method=gradmatch", "select.budget=0.8"
     with pytest.raises(ValueError, match=r"takes 25.6 GB to choose so many.*select.balance"):
         planned(tmp_path, *many)
     assert "proxy" in planned(tmp_path, *many, "select.balance=pseudo_labels")
+
+
+@pytest.mark.usefixtures("nothing_made")
+def test_blocks_that_fit_no_cluster_are_refused(tmp_path):
+    assert "select" in planned(tmp_path, "select.method=k_center", rows=48_000, memory=GB)
+    with pytest.raises(
+        ValueError, match=r"'k_center' holds the rows .* 4 × 500,000 rows × 5,120 b"
+    ):
+        planned(tmp_path, "select.method=k_center", rows=500_000, memory=GB)
+
+
+@pytest.mark.usefixtures("nothing_made")
+def test_choices_and_filters_are_planned(tmp_path):
+    """Against sums by hand: a trial of 10 of 1,000 rows takes a second and five turns."""
+    size = 50_000 * 1280 * 4 / 1e9  # seconds to read the rows
+
+    def seconds(*words):
+        return planned(tmp_path, "select.budget=1000", *words)["select"][0]
+
+    # 50 times the rows and 100 times the images, on two CPUs, and 500 turns
+    assert seconds("select.method=k_center") == pytest.approx(9 + (size + 5000) / 2 + 0.5)
+    assert seconds("select.method=medoids") == pytest.approx(9 + size + 50 * 10)
+    balanced = "select.method=medoids", "select.balance=pseudo_labels", "signals.classes=10"
+    assert seconds(*balanced) == pytest.approx(9 + 5 * (size + 5 * 10**0.5))
+    # two halves side by side, then 2,000 rows
+    halves = "select.method=medoids", "select.partitions=2"
+    assert seconds(*halves) == pytest.approx(12 + (size + 25 * 10) + (size + 2 * 10))
+    near = planned(tmp_path, "select.filters=[near_duplicates, hypersphere]")["filters"]
+    read = 50_000 * (50 * 12 + 8 + 5120) / 1e9
+    assert near == (pytest.approx(6 + read + 100), "by 1,000, 1,000 made-up rows")
+    for unknown in ("select.method=freesel", "score.method=elfs"):
+        assert planned(tmp_path, unknown)["select"] == (None, "not planned")
+
+
+def test_the_work_of_a_choice_grows_with_rows_and_budget():
+    for name, kind in catalog.selector_classes().items():
+        if issubclass(kind, Rule):
+            continue
+        method = kind()
+        small, rows, both = method.work(1000, 10), method.work(2000, 10), method.work(2000, 80)
+        assert 0 < small < rows <= both, name
+        assert rows / small in (2, 4) or name == "gradmatch", name
+
+
+def test_what_is_made_up_is_what_methods_read():
+    widths = Widths(dims=12, neighbors=5, classes=4, hidden=7)
+    needs = sorted({need for kind in catalog.selector_classes().values() if issubclass(kind, Method)
+                    for need in kind.needs if need != "patterns.pattern"})  # fmt: skip
+    assert can_make_up(needs) and not can_make_up(["patterns.pattern"])
+    rows = made_up(needs, 300, widths)
+    assert pool_of(rows["embedding"], rows.uid)["embedding"].shape == (300, 12)
+    for name in needs:
+        column = rows[name]
+        assert column.dtype.itemsize * (column.shape[1] if column.ndim > 1 else 1) == widths.bytes(
+            name
+        ), name
+    assert np.allclose(rows["proxy.probability"].sum(axis=1), 1, atol=1e-5)
+    near = rows["knn.neighbor"]
+    assert near.min() >= 0 and near.max() < 300 and (np.diff(rows["knn.similarity"]) <= 0).all()
+    groups = made_up(["clusters.cluster", "knn.neighbor"], 300, widths)
+    cluster = groups["clusters.cluster"]
+    assert (cluster[groups["knn.neighbor"]] == cluster[:, None]).all()
+
+
+@pytest.mark.parametrize("name", ["k_center", "medoids", "near_duplicates"])
+def test_a_trial_is_no_larger_than_what_it_foretells(name, ray_local):
+    on = Cluster(((2.0, 4 * GB),), 0.0)
+    filters = catalog.filters()
+    method = filters[name]() if name in filters else catalog.build_selector(name, {})
+    k = 0 if name in filters else 20
+    trial = calibrate_choice.time_choice(method, 100, k, Widths(8, 5), on)
+    assert (trial.n, trial.k) == (100, k) and trial.seconds > 0
+    if name == "k_center":
+        assert 1 <= trial.turns <= 20 and 0 < trial.round_trip < 1
+
+
+def test_turns_of_a_greedy_choice_are_its_rows():
+    rows = made_up(["embedding"], 200, Widths(6))
+    method, number = KCenter(), np.arange(200)
+    turns = [*greedy_turns(method, rows, number, 30, 0)]
+    whole = greedy_rows(method, rows, number, 30, 0)
+    assert np.concatenate([turn.number for turn in turns]).tolist() == whole.number.tolist()
+    assert 1 < len(turns) < 30
 
 
 def test_what_a_signal_costs_grows_with_the_index():

@@ -7,7 +7,7 @@ block or many, one offer or many, here or on a cluster: the choice is the same.
 """
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -58,6 +58,10 @@ class Greedy(Method):
         """The prepared rows with what each further needs that follows from the sum of all blocks'
         surveys: themselves by default. Arguments as in `start`."""
         return block
+
+    def work(self, n: int, k: int) -> float:
+        """How the time of a choice of k among n rows grows with both, in any unit."""
+        return float(n) * k
 
     @abstractmethod
     def start(self, block: Pool, seed: int, total: np.ndarray, count: int) -> np.ndarray:
@@ -175,6 +179,24 @@ def greedy_rows(
     are chosen already, in their order, and shape what follows; cuts: where blocks begin, beside 0,
     offers: rows offered at a time; the answer depends on neither.
     """
+    chosen = greedy_turns(method, pool, number, k, seed, kept=kept, cuts=cuts, offers=offers)
+    nothing = Picked(np.empty(0, np.int64), np.empty(0), pool.take(np.empty(0, int)).restrict(()))
+    found = [Picked(c.number, c.gain, c.rows.restrict(())) for c in chosen]
+    return _joined([nothing, *found])
+
+
+def greedy_turns(
+    method: Greedy,
+    pool: Pool,
+    number: np.ndarray,
+    k: int,
+    seed: int,
+    *,
+    kept: np.ndarray | None = None,
+    cuts: Sequence[int] = (),
+    offers: int = OFFERS,
+) -> Iterator[Picked]:
+    """The same, as many rows at a time as are chosen before all blocks are told."""
     ends = zip([0, *cuts], [*cuts, len(number)], strict=True)
     blocks = [Block(method, pool.take(number[a:b]), number[a:b]) for a, b in ends if b > a]
     total = sum((block.survey() for block in blocks), np.int64(0))
@@ -185,17 +207,14 @@ def greedy_rows(
         followed = follow(method, given, some)
         for block in blocks:
             block.take(followed)
-    chosen: list[Picked] = []
     room, count = k, offers if method.falls else 1
     while room:
         told = [block.offer(min(count, room)) for block in blocks]
-        chosen.append(settle(method, [o for o, _ in told], [r for _, r in told], room))
-        room -= len(chosen[-1].number)
+        chosen = settle(method, [o for o, _ in told], [r for _, r in told], room)
+        room -= len(chosen.number)
+        yield chosen
         for block in blocks:
-            block.take(chosen[-1])
-    nothing = Picked(np.empty(0, np.int64), np.empty(0), pool.take(np.empty(0, int)).restrict(()))
-    found = [Picked(c.number, c.gain, c.rows.restrict(())) for c in chosen]
-    return _joined([nothing, *found])
+            block.take(chosen)
 
 
 def batches(kept: np.ndarray | None, size: int) -> list[np.ndarray]:

@@ -139,6 +139,18 @@ def check_whole(
         )
 
 
+def check_blocks(name: str, rows: int, each: int, nodes: Nodes) -> None:
+    """`ValueError` where all nodes together have too little memory for a method whose rows lie in
+    blocks on them."""
+    there, asked = sum(memory for _, memory in nodes), COPIES * each * rows
+    if asked > there:
+        raise ValueError(
+            f"the plan does not fit: {name!r} holds the rows spread over all nodes: {COPIES} × "
+            f"{rows:,} rows × {each:,} bytes = {in_bytes(asked)}, and they have {in_bytes(there)} "
+            "for it: use more nodes, or encoders of fewer dimensions"
+        )
+
+
 def check_filter(method: object, rows: int, each: int, nodes: Nodes) -> None:
     """`ValueError` where so many rows, of so many bytes as a filter reads, fit no node."""
     who, remedy = f"select.filters: {method}", "leave it out, or add a larger node"

@@ -96,6 +96,9 @@ class OneStep(WholeSet):
         """Whose loss counts, the gradients of all rows as candidates, and the rows that the first
         step is taken on. kept: rows that are chosen already."""
 
+    def work(self, n: int, k: int) -> float:
+        return float(n) * -(-k // self.refresh)
+
     def choose(self, pool: Pool, k: int, seed: int, given: Given) -> Selection:
         judges, candidates, begun = self.sides(pool, given.kept)
         free = np.ones(len(pool), bool)

@@ -73,14 +73,3 @@ def proxy(n: int, m: int, c: int, hidden: int, epochs: int, runs: int) -> Work:
     told = runs * (m * hidden + hidden * c) + 2 * (m * hidden + _FOOLED * c * hidden**2)
     flops = runs * training.flops + 2.0 * n * told
     return Work(flops, 4 * n * m, int(n * (_UID + _NUMBER + (c + hidden + runs + 1) * _FLOAT)), 1)
-
-
-def row_bytes(column: str, m: int, k: int, c: int, h: int) -> int:
-    """Of a row of a column in memory. h: width of `proxy.feature`."""
-    return {
-        "embedding": 4 * m,
-        "knn.neighbor": 8 * k,
-        "knn.similarity": 4 * k,
-        "proxy.probability": 4 * c,
-        "proxy.feature": 4 * h,
-    }.get(column, 8)

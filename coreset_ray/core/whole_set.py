@@ -42,6 +42,10 @@ class WholeSet(Method):
         """Bytes that a choice grows to beside its rows, where k are chosen or kept, if many."""
         return 0
 
+    def work(self, n: int, k: int) -> float:
+        """How the time of a choice of k among n rows grows with both, in any unit."""
+        return float(n)
+
     @abstractmethod
     def choose(self, pool: Pool, k: int, seed: int, given: Given) -> Selection:
         """k rows, none of them kept already. pool: in ascending order of uid, with the columns

@@ -30,6 +30,9 @@ class Badge(WholeSet):
     cost: ClassVar[str] = "O(n·(c + h)·k)"
     continues: ClassVar[bool] = True
 
+    def work(self, n: int, k: int) -> float:
+        return float(n) * k
+
     def choose(self, pool: Pool, k: int, seed: int, given: Given) -> Selection:
         of = gradients_of(pool, predicted(pool))
         square, nearest = of.squares(), np.full(len(pool), np.inf)

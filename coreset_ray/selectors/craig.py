@@ -42,6 +42,9 @@ class Craig(WholeSet):
         if self.neighbors < 1:
             raise ValueError(f"neighbors={self.neighbors}: expected at least 1")
 
+    def work(self, n: int, k: int) -> float:
+        return float(n) * n
+
     def choose(self, pool: Pool, k: int, seed: int, given: Given) -> Selection:
         label = pool["proxy.label"]
         of = gradients_of(pool, label)

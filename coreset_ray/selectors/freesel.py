@@ -39,6 +39,9 @@ class FreeSel(WholeSet):
         if self.patterns < 1:
             raise ValueError(f"patterns={self.patterns}: expected at least 1")
 
+    def work(self, n: int, k: int) -> float:
+        return float(n) * k
+
     def choose(self, pool: Pool, k: int, seed: int, given: Given) -> Selection:
         n, p = len(pool), self.patterns
         rows = grid_rows(_apart(pool["patterns.pattern"], p))

@@ -11,6 +11,8 @@ from coreset_ray.core.pursuit import Pursuit
 from coreset_ray.core.selection import Selection
 from coreset_ray.core.whole_set import Given, WholeSet
 
+_ONE_BY_ONE = 100  # of a step's k² numbers take the time of one row's products, about
+
 
 @dataclass(frozen=True)
 class GradMatch(WholeSet):
@@ -40,6 +42,9 @@ class GradMatch(WholeSet):
 
     def scratch(self, k: int) -> int:
         return 16 * k * k
+
+    def work(self, n: int, k: int) -> float:
+        return float(n) * k + float(k) ** 3 / _ONE_BY_ONE
 
     def choose(self, pool: Pool, k: int, seed: int, given: Given) -> Selection:
         of = gradients_of(pool, pool["proxy.label"])

@@ -33,5 +33,8 @@ class LogDeterminant(Submodular):
         if not 0 < self.scale < float("inf"):
             raise ValueError(f"scale={self.scale}: expected a number above 0")
 
+    def work(self, n: int, k: int) -> float:
+        return float(n) * k
+
     def function(self, pool: Pool, given: Given) -> Function:
         return Function(pool["embedding"], self.scale).after(given.kept)

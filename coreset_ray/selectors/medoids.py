@@ -1,5 +1,6 @@
 """k-means medoids: one image for each of as many clusters, the member nearest its centre."""
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -38,6 +39,9 @@ class Medoids(WholeSet):
     def __post_init__(self) -> None:
         if self.iterations < 1:
             raise ValueError(f"iterations={self.iterations}: expected at least 1")
+
+    def work(self, n: int, k: int) -> float:
+        return n * math.sqrt(k)
 
     def choose(self, pool: Pool, k: int, seed: int, given: Given) -> Selection:
         rows = standard_rows(pool["embedding"])
