@@ -5,9 +5,9 @@
 
 The runner of one process (`coreset_ray.core.alone`). Of a workspace: the embeddings of its only
 finished neighbours, and its only signals of each name. Made-up rows: `coreset_ray.core.made_up`.
---balance: as many of each class of the classifier that a method reads. `peak` is of the whole
-process, `before` what it was before the method began. Seconds include the compiling of what numba
-compiles.
+--balance: as many of each class of the classifier that a method reads; --partitions: of a method
+that needs all rows, here one after another. `peak` is of the whole process, `before` what it was
+before the method began. Seconds include the compiling of what numba compiles.
 """
 
 import argparse
@@ -34,6 +34,7 @@ def main() -> None:
     parser.add_argument("--classes", type=int, default=10)
     parser.add_argument("--k", type=int, default=5000)
     parser.add_argument("--balance", action="store_true")
+    parser.add_argument("--partitions", type=int, default=1)
     parser.add_argument("--methods", nargs="+", default=_methods())
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -62,7 +63,7 @@ def run(options: argparse.Namespace) -> None:
         pool = read(options.workspace, needs)
     group = pool["proxy.label"] if options.balance else None
     before, start, cpu = _peak(), time.perf_counter(), time.process_time()
-    select_alone(method, pool, options.k, 0, group=group)
+    select_alone(method, pool, options.k, 0, group=group, partitions=options.partitions)
     told = {"seconds": time.perf_counter() - start, "cpu": time.process_time() - cpu}
     print(json.dumps(told | {"before": before, "peak": _peak()}))
 
