@@ -52,7 +52,7 @@ def _cluster(plan: dict[str, Any]) -> str:
 def _scoring(plan: dict[str, Any]) -> list[str]:
     layout = plan["layout"]
     if layout is None:
-        return ["Layout: none; the method scores each row alone"]
+        return ["Layout: none; nothing is drawn"]
     files = ", ".join(f"{name} {in_bytes(size)}" for name, size in layout["files"].items())
     state = "laid out already" if layout["laid_out"] else "to be laid out"
     need = max(plan["memory"], key=lambda node: node["total"] / max(node["memory"], 1))
