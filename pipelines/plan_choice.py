@@ -70,7 +70,7 @@ def choice_stage(
     choice = Choice(pool.rows, k, each, groups, partitions, cpus, rows.layout, rows.start)
     seconds = 2 * rows.start + choice.seconds(method, trial)  # counts rows, writes the manifest
     note = f"by {trial.k:,} of {trial.n:,} made-up rows in {trial.seconds:.2f} s"
-    return Stage("select", choice.bytes_read, costs.manifest_bytes(k), seconds, note)
+    return Stage("select", choice.reads(method), costs.manifest_bytes(k), seconds, note)
 
 
 def _groups(config: Config) -> int:

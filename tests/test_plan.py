@@ -11,7 +11,7 @@ from pools import digits_pool, embed_pixels, write_config
 from coreset_ray import catalog, cli
 from coreset_ray.config import load
 from coreset_ray.core import costs, forecast, limits, signal_costs
-from coreset_ray.core.choice_costs import Trial
+from coreset_ray.core.choice_costs import Choice, Trial
 from coreset_ray.core.costs import Spreading, choose_spreading
 from coreset_ray.core.forecast import fit
 from coreset_ray.core.greedy import greedy_rows, greedy_turns
@@ -23,6 +23,7 @@ from coreset_ray.core.rule import Rule
 from coreset_ray.distributed import calibrate_choice
 from coreset_ray.distributed.session import Cluster
 from coreset_ray.selectors.k_center import KCenter
+from coreset_ray.selectors.medoids import Medoids
 from pipelines import embed, plan, plan_signals, score, select_coreset
 from pipelines.inputs import key_of, pool_table
 from pipelines.plan_choice import check_choice
@@ -339,6 +340,12 @@ def test_choices_and_filters_are_planned(tmp_path):
     assert near == (pytest.approx(6 + read + 100), "by 1,000, 1,000 made-up rows")
     for unknown in ("select.method=freesel", "score.method=elfs"):
         assert planned(tmp_path, unknown)["select"] == (None, "not planned")
+
+
+def test_rows_are_read_by_every_process_that_needs_them_all():
+    one, parts = (Choice(100, 10, 4, 5, p, 2, 1e9, 0.0) for p in (1, 3))
+    assert one.reads(KCenter()) == 400
+    assert one.reads(Medoids()) == 5 * 400 and parts.reads(Medoids()) == 5 * 4 * 400
 
 
 def test_the_work_of_a_choice_grows_with_rows_and_budget():

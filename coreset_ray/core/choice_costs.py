@@ -55,7 +55,9 @@ class Choice:
     def _side_by_side(self, processes: int, seconds: float) -> float:
         return self.start + -(-processes // self.cpus) * seconds
 
-    @property
-    def bytes_read(self) -> int:
-        """By all processes, while choosing."""
-        return self.n * self.each
+    def reads(self, method: Alone) -> int:
+        """Bytes, by all processes together."""
+        if isinstance(method, Greedy):
+            return self.n * self.each
+        rounds = self.partitions + 1 if self.partitions > 1 else 1
+        return self.groups * rounds * self.n * self.each
