@@ -14,7 +14,8 @@ from coreset_ray.core.made_up import Widths, made_up
 from coreset_ray.core.threads import one_thread
 from coreset_ray.distributed.session import Cluster
 
-_FIRST, _MOST = 1024, 1 << 16  # rows of a trial
+_FIRST = 1024  # rows of the first trial
+_BYTES = 128 << 20  # of the largest one's columns
 _FEWEST = 32  # that it chooses, where the budget is as large
 _SECONDS = 0.5  # a trial that takes longer is not followed by a larger one
 _CALLS = 50
@@ -37,12 +38,14 @@ def _try(told: tuple[Alone | Filter, int, int, Widths]) -> Trial:
     one_thread()
     method, n, k, widths = told
     _timed(method, min(n, 2 * _FEWEST), min(k, _FEWEST), widths)  # compiles
+    each = sum(widths.bytes(column) for column in method.needs)
+    most = min(n, max(_FIRST, _BYTES // each))
     rows = min(n, _FIRST)
     while True:
         trial = _timed(method, rows, min(k, max(_FEWEST, k * rows // n)), widths)
-        if trial.seconds > _SECONDS or rows == min(n, _MOST):
+        if trial.seconds > _SECONDS or rows == most:
             return trial
-        rows = min(4 * rows, n, _MOST)
+        rows = min(4 * rows, most)
 
 
 def _timed(method: Alone | Filter, n: int, k: int, widths: Widths) -> Trial:
