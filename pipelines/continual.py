@@ -185,6 +185,9 @@ def _learn(
         done = learn_each(
             *(courses, recipe, [t.classes for t in tasks], images, truth, *sides), use_gpu=gpu
         )
+        _log.info(
+            "continual: %d courses of %s, each of %d tasks", len(courses), evaluator, len(tasks)
+        )
         with Progress("continual", len(courses), f"courses of {evaluator}") as progress:
             for count, (place, outcome) in enumerate(done, 1):
                 cell = list(ran)[place]
