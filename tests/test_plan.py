@@ -22,6 +22,8 @@ from coreset_ray.core.pool import pool_of
 from coreset_ray.core.rule import Rule
 from coreset_ray.distributed import calibrate_choice
 from coreset_ray.distributed.session import Cluster
+from coreset_ray.filters.near_duplicates import NearDuplicates
+from coreset_ray.selectors.cal import Cal
 from coreset_ray.selectors.k_center import KCenter
 from coreset_ray.selectors.medoids import Medoids
 from pipelines import embed, plan, plan_signals, score, select_coreset
@@ -378,16 +380,17 @@ def test_what_is_made_up_is_what_methods_read():
     assert (cluster[groups["knn.neighbor"]] == cluster[:, None]).all()
 
 
-@pytest.mark.parametrize("name", ["k_center", "medoids", "near_duplicates"])
-def test_a_trial_is_no_larger_than_what_it_foretells(name, ray_local):
+def test_a_trial_is_no_larger_than_what_it_foretells(ray_local):
     on = Cluster(((2.0, 4 * GB),), 0.0)
-    filters = catalog.filters()
-    method = filters[name]() if name in filters else catalog.build_selector(name, {})
-    k = 0 if name in filters else 20
-    trial = calibrate_choice.time_choice(method, 100, k, Widths(8, 5), on)
-    assert (trial.n, trial.k) == (100, k) and trial.seconds > 0
-    if name == "k_center":
-        assert 1 <= trial.turns <= 20 and 0 < trial.round_trip < 1
+    trial = calibrate_choice.time_choice(KCenter(), 100, 20, Widths(8, 5), on)
+    assert (trial.n, trial.k) == (100, 20) and trial.seconds > 0
+    assert 1 <= trial.turns <= 20 and 0 < trial.round_trip < 1
+
+
+def test_any_shape_is_timed():
+    for name, method, k in (("whole", Cal(), 20), ("filter", NearDuplicates(), 0)):
+        trial = calibrate_choice._timed(method, 100, k, Widths(8, 5))
+        assert (trial.n, trial.k, trial.turns) == (100, k, 0) and trial.seconds > 0, name
 
 
 def test_turns_of_a_greedy_choice_are_its_rows():
