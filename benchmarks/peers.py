@@ -23,8 +23,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.sparse import csr_matrix
 
 from coreset_ray.core.alone import select_alone
+from coreset_ray.core.maximize import maximize
 from coreset_ray.core.pool import Pool, pool_of
 from coreset_ray.core.similarity import Dense, Kernel, Sparse, neighbor_kernel
 from coreset_ray.core.submodular import FacilityLocation as Function
@@ -98,7 +100,6 @@ def ours_dense(embedding: np.ndarray, kernel: Kernel | None, k: int) -> np.ndarr
 
 
 def ours_sparse(embedding: np.ndarray, kernel: Any, k: int) -> np.ndarray:
-    maximize = import_module("coreset_ray.core.maximize").maximize
     return maximize(Function(kernel), np.arange(kernel.clients), k, "lazy").rows
 
 
@@ -114,8 +115,6 @@ def apricot_dense(embedding: np.ndarray, kernel: Kernel | None, k: int) -> np.nd
 
 
 def apricot_sparse(embedding: np.ndarray, kernel: Any, k: int) -> np.ndarray:
-    from scipy.sparse import csr_matrix
-
     kind = import_module("apricot").FacilityLocationSelection
     told = (kernel.similarity.astype(np.float64), kernel.client, kernel.start)
     near = csr_matrix(told, shape=(kernel.clients, kernel.clients))

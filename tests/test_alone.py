@@ -10,7 +10,7 @@ from signal_columns import OnlyThese, pool_with_signals, rearranged
 import coreset_ray
 from coreset_ray import catalog
 from coreset_ray.core.alone import Alone, in_one_go, select_alone, select_budgets
-from coreset_ray.core.greedy import Block, Greedy, Picked, greedy_rows
+from coreset_ray.core.greedy import Block, Greedy, Picked, greedy_turns, together
 from coreset_ray.core.pool import Pool, uid_order
 from coreset_ray.core.rule import Rule, shares
 from coreset_ray.core.selection import Selection
@@ -196,8 +196,10 @@ def test_blocks_and_offers_do_not_matter(name: str, cuts: tuple[int, ...], offer
     method, of, number = build(name), pool(), np.arange(N)
     kept = np.array([70, 3, 12, 44])
     for given in (None, kept):
-        whole = greedy_rows(method, of, number, 60, 0, kept=given)
-        blocks = greedy_rows(method, of, number, 60, 0, kept=given, cuts=cuts, offers=offers)
+        whole = together(greedy_turns(method, of, number, 60, 0, kept=given))
+        blocks = together(
+            greedy_turns(method, of, number, 60, 0, kept=given, cuts=cuts, offers=offers)
+        )
         np.testing.assert_array_equal(blocks.number, whole.number)
         np.testing.assert_array_equal(blocks.gain, whole.gain)
 

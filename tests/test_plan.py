@@ -14,7 +14,7 @@ from coreset_ray.core import costs, forecast, limits, signal_costs
 from coreset_ray.core.choice_costs import Choice, Trial
 from coreset_ray.core.costs import Spreading, choose_spreading
 from coreset_ray.core.forecast import fit
-from coreset_ray.core.greedy import greedy_rows, greedy_turns
+from coreset_ray.core.greedy import greedy_turns, together
 from coreset_ray.core.made_up import Widths, can_make_up, made_up
 from coreset_ray.core.method import Method
 from coreset_ray.core.plan_text import in_time
@@ -397,7 +397,7 @@ def test_turns_of_a_greedy_choice_are_its_rows():
     rows = made_up(["embedding"], 200, Widths(6))
     method, number = KCenter(), np.arange(200)
     turns = [*greedy_turns(method, rows, number, 30, 0)]
-    whole = greedy_rows(method, rows, number, 30, 0)
+    whole = together(greedy_turns(method, rows, number, 30, 0, offers=1))
     assert np.concatenate([turn.number for turn in turns]).tolist() == whole.number.tolist()
     assert 1 < len(turns) < 30
 

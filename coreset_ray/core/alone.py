@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from coreset_ray.core.greedy import Greedy, greedy_rows
+from coreset_ray.core.greedy import Greedy, greedy_turns, together
 from coreset_ray.core.pool import Pool
 from coreset_ray.core.random import check_seed
 from coreset_ray.core.rule import shares
@@ -91,7 +91,7 @@ def _of_group(
     partitions: int,
 ) -> Selection:
     if isinstance(method, Greedy):
-        picked = greedy_rows(method, pool, number, share, seed, kept=given.kept)
+        picked = together(greedy_turns(method, pool, number, share, seed, kept=given.kept))
         return Selection(picked.number, picked.gain, np.ones(share))
     return choose_whole(method, pool, number, share, seed, given, partitions)
 

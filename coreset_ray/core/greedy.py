@@ -7,7 +7,7 @@ block or many, one offer or many, here or on a cluster: the choice is the same.
 """
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -162,29 +162,6 @@ def chosen_again(given: Sequence[Picked], number: np.ndarray, gain: np.ndarray) 
     return Picked(number, gain, rows)
 
 
-def greedy_rows(
-    method: Greedy,
-    pool: Pool,
-    number: np.ndarray,
-    k: int,
-    seed: int,
-    *,
-    kept: np.ndarray | None = None,
-    cuts: Sequence[int] = (),
-    offers: int = OFFERS,
-) -> Picked:
-    """The k rows that a greedy method keeps, in the order of choosing, in this process.
-
-    number: (n,) ascending, the rows of the pool that take part; kept: numbers of some of them that
-    are chosen already, in their order, and shape what follows; cuts: where blocks begin, beside 0,
-    offers: rows offered at a time; the answer depends on neither.
-    """
-    chosen = greedy_turns(method, pool, number, k, seed, kept=kept, cuts=cuts, offers=offers)
-    nothing = Picked(np.empty(0, np.int64), np.empty(0), pool.take(np.empty(0, int)).restrict(()))
-    found = [Picked(c.number, c.gain, c.rows.restrict(())) for c in chosen]
-    return _joined([nothing, *found])
-
-
 def greedy_turns(
     method: Greedy,
     pool: Pool,
@@ -196,7 +173,13 @@ def greedy_turns(
     cuts: Sequence[int] = (),
     offers: int = OFFERS,
 ) -> Iterator[Picked]:
-    """The same, as many rows at a time as are chosen before all blocks are told."""
+    """The k rows that a greedy method keeps, in the order of choosing, in this process: as many at
+    a time as are chosen before all blocks are told.
+
+    number: (n,) ascending, the rows of the pool that take part; kept: numbers of some of them that
+    are chosen already, in their order, and shape what follows; cuts: where blocks begin, beside 0,
+    offers: rows offered at a time; the rows and their order depend on neither.
+    """
     ends = zip([0, *cuts], [*cuts, len(number)], strict=True)
     blocks = [Block(method, pool.take(number[a:b]), number[a:b]) for a, b in ends if b > a]
     total = sum((block.survey() for block in blocks), np.int64(0))
@@ -215,6 +198,12 @@ def greedy_turns(
         yield chosen
         for block in blocks:
             block.take(chosen)
+
+
+def together(turns: Iterable[Picked]) -> Picked:
+    """What was chosen in one turn after another, of which there is at least one, without its
+    columns."""
+    return _joined([Picked(c.number, c.gain, c.rows.restrict(())) for c in turns])
 
 
 def batches(kept: np.ndarray | None, size: int) -> list[np.ndarray]:

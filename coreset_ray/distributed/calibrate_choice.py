@@ -1,6 +1,7 @@
 """A choice without scores, or a filter, of made-up rows on the cluster in hand, timed."""
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ def time_choice(method: Alone | Filter, n: int, k: int, widths: Widths, on: Clus
     trials: list[Trial] = ray.get([_try.remote(told) for _ in range(max(1, int(on.cpus)))])
     slowest = max(trials, key=lambda trial: trial.seconds / trial.n)
     trip = _round_trip() if isinstance(method, Greedy) else 0.0
-    return Trial(slowest.n, slowest.k, slowest.seconds, slowest.turns, trip)
+    return replace(slowest, round_trip=trip)
 
 
 @ray.remote(num_cpus=1, scheduling_strategy="SPREAD")
