@@ -22,6 +22,7 @@ from coreset_ray.distributed.progress import Progress
 from coreset_ray.distributed.session import cluster
 from coreset_ray.io.filesystem import Location
 from coreset_ray.io.tables import read_table
+from coreset_ray.telemetry.run import as_stage, finished_before
 from pipelines.compare_cells import Cell, manifest_of
 from pipelines.evaluate import marks, test_table, trains_on_gpu
 from pipelines.inputs import filled, key_of, pool_table, workspace_of
@@ -62,6 +63,7 @@ def labels_told(settings: EvaluateConfig) -> list[Any]:
     return [settings.labels, *([settings.corrupt] if settings.corrupt else [])]
 
 
+@as_stage("evaluate")
 def evaluate_cells(config: Config, cells: Sequence[Cell]) -> list[tuple[str, Cell, float]]:
     """Evaluator, cell and accuracy of all cells that were selected. A coreset that several cells
     share is evaluated once, but where training or wrong labels have the cell's seed."""
@@ -77,7 +79,9 @@ def evaluate_cells(config: Config, cells: Sequence[Cell]) -> list[tuple[str, Cel
     }
     records = {job: folders[job.evaluator] / f"{job.name}.json" for job in jobs.values()}
     pending = [job for job, record in records.items() if not record.exists()]
-    if pending:
+    if not pending:
+        finished_before()
+    else:
         _log.info("compare: %d of %d evaluations to do", len(pending), len(records))
         with Progress("compare", len(pending), "evaluations") as progress:
             selections = sorted({job.selection for job in records})

@@ -10,6 +10,7 @@ from coreset_ray.distributed.coverage import measure_coresets
 from coreset_ray.distributed.progress import Progress
 from coreset_ray.io.filesystem import Location
 from coreset_ray.io.tables import read_table
+from coreset_ray.telemetry.run import as_stage, finished_before
 from pipelines import signal_clusters
 from pipelines.compare_cells import Cell, manifest_of
 from pipelines.inputs import filled, key_of, pool_table, workspace_of
@@ -18,6 +19,7 @@ _AT_ONCE = 100_000  # images of coresets that the pool is read once for, about
 _LEAST = 0.001  # radius
 
 
+@as_stage("measure")
 def measure_cells(config: Config, cells: Sequence[Cell]) -> dict[Cell, dict[str, Any]]:
     """The measures of all cells that were selected, each selection's a record of its own.
 
@@ -28,6 +30,8 @@ def measure_cells(config: Config, cells: Sequence[Cell]) -> dict[Cell, dict[str,
     folder, clusters = _folder(config)
     sizes = {cell.selection: cell.images for cell in chosen}
     pending = {s: k for s, k in sizes.items() if not (folder / f"{s}.json").exists()}
+    if not pending:
+        finished_before()
     with Progress("compare", len(pending), "coresets measured") as progress:
         done = 0
         for batch in _batches(pending):

@@ -3,7 +3,6 @@ tasks, one after another, and replayed what each method chose of them; random am
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,15 +11,13 @@ import pyarrow as pa
 from coreset_ray.config import Config, ContinualConfig, fingerprint, plain
 from coreset_ray.core.continual import quotas, split_classes
 from coreset_ray.core.selection import resolve_budget
-from coreset_ray.distributed.continual import Course, learn_each, split_table
-from coreset_ray.distributed.progress import Progress
-from coreset_ray.distributed.session import choose_device, session
+from coreset_ray.distributed.continual import split_table
+from coreset_ray.distributed.session import session
 from coreset_ray.io.tables import read_table, write_table
-from coreset_ray.models.mlp import MlpRecipe
-from coreset_ray.models.recipe import Recipe
 from coreset_ray.version import __version__
 from pipelines import embed, evaluate
-from pipelines.compare_cells import Cell, make_cells, manifest_of
+from pipelines.compare_cells import Cell, make_cells
+from pipelines.continual_learn import Task, learn
 from pipelines.continual_report import RESULTS, markdown
 from pipelines.inputs import (
     NotReady,
@@ -35,15 +32,6 @@ from pipelines.inputs import (
 from pipelines.labeled import labeled_images
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Task:
-    """classes: their numbers; config: the same run on a pool of its images alone; rows: images."""
-
-    classes: np.ndarray
-    config: Config
-    rows: int
 
 
 @listed_once()
@@ -69,7 +57,7 @@ def run(config: Config) -> dict[str, Any]:
         images, truth, names = labeled_images(config, named, test)
         tasks = _tasks(config, told, images, truth, len(names), fingerprint(content))
         cells = _cells(config, tasks, len(images))
-        results = _learn(config, told, tasks, cells, images, truth)
+        results = learn(config, fingerprint(content), tasks, cells, images, truth)
     table = pa.Table.from_pylist(results, schema=RESULTS)
     write_table(stage.folder / "results.parquet", table)
     groups = [[names[c] for c in task.classes] for task in tasks]
@@ -159,57 +147,6 @@ def _cells(config: Config, tasks: Sequence[Task], rows: int) -> dict[Cell, list[
                 whole = Cell(cell.label, cell.method, float(budget), k, cell.seed)
                 found.setdefault(whole, []).append(place[cell.label, cell.images, cell.seed])
     return found
-
-
-def _learn(
-    config: Config,
-    told: ContinualConfig,
-    tasks: Sequence[Task],
-    cells: dict[Cell, list[Cell]],
-    images: pa.Table,
-    truth: pa.Table,
-) -> list[dict[str, Any]]:
-    pool, test = pool_table(config), evaluate.test_table(config)
-    sides = [(t.parts, list(filled(t.snapshot()))) for t in (pool, test)]
-    gpu = choose_device(config.compute.device) == "cuda"
-    ran = {cell: own for cell, own in cells.items() if not any(c.failed for c in own)}
-    courses = [
-        Course(_ranked(tasks, own), cell.images, cell.seed, told.learns == "coreset")
-        for cell, own in ran.items()
-    ]
-    recipes: dict[str, MlpRecipe | Recipe] = {}
-    recipes |= {"mlp": told.mlp} if told.mlp is not None else {}
-    recipes |= {told.network.model: told.network} if told.network is not None else {}
-    results = []
-    for evaluator, recipe in recipes.items():
-        done = learn_each(
-            *(courses, recipe, [t.classes for t in tasks], images, truth, *sides), use_gpu=gpu
-        )
-        _log.info(
-            "continual: %d courses of %s, each of %d tasks", len(courses), evaluator, len(tasks)
-        )
-        with Progress("continual", len(courses), f"courses of {evaluator}") as progress:
-            for count, (place, outcome) in enumerate(done, 1):
-                cell = list(ran)[place]
-                results.append(_row(evaluator, cell, list(cells[cell])) | outcome)
-                progress.update(count)
-        results += [_row(evaluator, cell, own) for cell, own in cells.items() if cell not in ran]
-    return results
-
-
-def _ranked(tasks: Sequence[Task], own: Sequence[Cell]) -> tuple[tuple[str, ...], ...]:
-    """uids chosen of each task, best first."""
-    manifests = [manifest_of(t.config, c.selection) for t, c in zip(tasks, own, strict=True)]
-    tables = [read_table(manifest, ["uid", "rank"]).sort_by("rank") for manifest in manifests]
-    return tuple(tuple(table["uid"].to_pylist()) for table in tables)
-
-
-def _row(evaluator: str, cell: Cell, own: Sequence[Cell]) -> dict[str, Any]:
-    failed = next((c.failed for c in own if c.failed), None)
-    chosen = "+".join(c.selection for c in own) if failed is None else None
-    told = replace(cell, selection=chosen or "", failed=failed)
-    names = ("label", "method", "budget", "images", "seed", "selection", "failed")
-    return {"evaluator": evaluator} | {name: getattr(told, name) for name in names}
 
 
 if __name__ == "__main__":

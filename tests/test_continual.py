@@ -5,19 +5,23 @@ import dataclasses
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pools import digits_pool, write_config
+from pools import digits_pool, embed_pixels, write_config
 
 from coreset_ray.config import load
 from coreset_ray.core.continual import memories, outcome, quotas, split_classes
+from coreset_ray.distributed.continual import learn_each
 from coreset_ray.models.continual import EmbeddingLearner, learn_tasks
 from coreset_ray.models.mlp import MlpRecipe
-from pipelines import continual
+from coreset_ray.telemetry.run import recording
+from coreset_ray.telemetry.summary import in_words, summary
+from pipelines import continual, continual_learn, evaluate
 from pipelines.continual_report import RESULTS, markdown
-from pipelines.inputs import NotReady
+from pipelines.inputs import NotReady, pool_table
 
 quick = settings(max_examples=60, deadline=None, database=None)
 
@@ -260,28 +264,58 @@ def test_the_report_has_each_method_beside_random():
     assert "all its images" in markdown("mine", table, [["a"]], 10, False)
 
 
-@pytest.mark.slow
-def test_a_small_run_learns_digits_in_tasks(ray_local, tmp_path):
-    train, test = digits_pool(tmp_path, shards=2, each=100)
+@pytest.fixture(scope="module")
+def small(ray_local, tmp_path_factory):
+    """A configuration with two seeds, and the record of its run."""
+    folder = tmp_path_factory.mktemp("continual")
+    train, test = digits_pool(folder, shards=1, each=80)
     path = write_config(
-        *(tmp_path, train, test),
+        *(folder, train, test),
         score={},
-        compare={"methods": ["random", "k_center"], "budgets": [30], "seeds": [0, 1]},
-        continual={"tasks": 5, "mlp": {"epochs": 3, "batch_size": 32}},
+        compare={"methods": ["random", "k_center"], "budgets": [20], "seeds": [0, 1]},
+        continual={"tasks": 5, "mlp": {"epochs": 2, "batch_size": 32}},
     )
-    record = continual.run(load(path))
-    assert [name for task in record["tasks"] for name in task] == [str(i) for i in range(10)]
-    (place,) = (tmp_path / "work" / "continual").glob("*/results.parquet")
-    import pyarrow.parquet as pq
+    config = load(path)
+    for table in (pool_table(config), evaluate.test_table(config)):
+        embed_pixels(table)
+    return config, continual.run(config), folder / "work"
 
+
+def test_a_small_run_learns_digits_in_tasks(small):
+    config, record, work = small
+    assert [name for task in record["tasks"] for name in task] == [str(i) for i in range(10)]
+    (place,) = (work / "continual").glob("*/results.parquet")
     rows = pq.read_table(place).to_pylist()
     told = {(row["label"], row["seed"]) for row in rows}
     assert told == {(m, s) for m in ("random", "k_center") for s in (0, 1)}
     for row in rows:
-        assert row["failed"] is None and row["images"] == 30 and len(row["seen"]) == 5
-        assert (
-            row["average"] == pytest.approx(np.mean(row["seen"])) and row["last"] == row["seen"][4]
-        )
+        assert row["failed"] is None and row["images"] == 20 and len(row["seen"]) == 5
+        assert row["average"] == pytest.approx(np.mean(row["seen"]))
+        assert row["last"] == row["seen"][4]
         assert len(row["selection"].split("+")) == 5
     assert record["report"] == (place.parent / "report.md").read_text()
-    assert continual.run(load(path)) == record, "nothing is done again"
+    assert continual.run(config) == record, "nothing is done again"
+
+
+def test_a_stopped_run_goes_on_with_the_courses_that_are_left(small, monkeypatch):
+    config, whole, work = small
+    (record,) = (work / "continual").glob("*/done.json")
+    record.unlink()
+    courses = {p: p.read_bytes() for p in (work / "cells").rglob("*.json")}
+    assert len(courses) == 4, "a record of each"
+    min(courses).unlink()
+    asked = []
+
+    def noted(courses, *args, **options):
+        asked.append(len(courses))
+        return learn_each(courses, *args, **options)
+
+    monkeypatch.setattr(continual_learn, "learn_each", noted)
+    with recording("continual") as run:
+        assert continual.run(config) == whole
+    assert asked == [1] and "  learn " in in_words(summary(run))
+    assert {p: p.read_bytes() for p in courses} == courses
+    fewer = config.model_copy(update={"compare": config.compare.model_copy(update={"seeds": (0,)})})
+    with recording("continual") as run:
+        continual.run(fewer)
+    assert asked == [1] and in_words(summary(run)).endswith("Every stage was finished before.")
