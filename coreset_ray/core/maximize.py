@@ -5,7 +5,6 @@ Among k rows, what greedy choice gives is worth at least 1 - 1/e of the best for
 smallest row.
 """
 
-import heapq
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
@@ -14,6 +13,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
+from coreset_ray.core.bounds import Bounds
 from coreset_ray.core.pool import Pool
 from coreset_ray.core.random import below, draw_words
 from coreset_ray.core.selection import Selection
@@ -98,22 +98,15 @@ def _naive(function: Function, rows: np.ndarray, k: int) -> Iterator[Step]:
 def _lazy(function: Function, rows: np.ndarray, k: int) -> Iterator[Step]:
     """A gain of an earlier step bounds today's: only what may be the best is computed again, one
     row at first, then two, four and so on at a time."""
-    heap = list(zip((-function.gain(rows)).tolist(), rows.tolist(), strict=True))
-    heapq.heapify(heap)
-    of_step = dict.fromkeys(rows.tolist(), 0)
+    bounds = Bounds(rows, function.gain(rows))
     for step in range(k):
         size = 1
-        while of_step[heap[0][1]] < step:
-            stale: list[int] = []
-            while heap and len(stale) < size and of_step[heap[0][1]] < step:
-                stale.append(heapq.heappop(heap)[1])
-            for row, gain in zip(stale, function.gain(np.array(stale)).tolist(), strict=True):
-                heapq.heappush(heap, (-gain, row))
-                of_step[row] = step
+        while len(stale := bounds.stale(step, size)):
+            bounds.put(stale, function.gain(stale), step)
             size *= 2
-        gain, row = heapq.heappop(heap)
+        row, gain = bounds.pop(step)
         function.take(row)
-        yield row, -gain
+        yield row, gain
 
 
 def _stochastic(
