@@ -1,8 +1,8 @@
 """Typed, frozen configuration of a run, read strictly from YAML.
 
-Keys are grouped by what they change: everything under `compute` changes only speed and everything
-under `storage` only how files are reached; both stay out of every fingerprint. Everything else may
-change an answer.
+Keys are grouped by what they change: `compute` changes only speed, but for the number of training
+workers, and `storage` only how files are reached; both stay out of every fingerprint, but for that
+number in those of trainings. Everything else may change an answer.
 """
 
 import dataclasses
@@ -493,8 +493,10 @@ class ContinualConfig(Section):
 
 
 class ComputeConfig(Section):
-    """Speed only. address: a Ray cluster (default: RAY_ADDRESS, else a running one, else a local
-    Ray). encoders: encoder actors (default: as the GPUs, else the CPUs, allow).
+    """Speed only, but for train_workers: processes that share a training, each of which draws
+    batches of its own, so that another number is another result. address: a Ray cluster (default:
+    RAY_ADDRESS, else a running one, else a local Ray). encoders: encoder actors (default: as the
+    GPUs, else the CPUs, allow).
     encoder_gpus: GPUs of one actor, a fraction puts several on a GPU. score_workers: processes
     that share the draws (default: one a CPU). row_shards: parts
     in which each of them holds the pool's rows, each in a process of its own. scratch: a folder

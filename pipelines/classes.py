@@ -7,11 +7,11 @@ from typing import Any
 from coreset_ray.clustering.kmeans_fit import Clustering
 from coreset_ray.config import Config, fingerprint
 from coreset_ray.distributed.classes import propose_classes
-from coreset_ray.distributed.session import cluster, session
+from coreset_ray.distributed.session import cluster
 from coreset_ray.io.workspace import Stage
 from coreset_ray.telemetry.run import as_stage, finished_before
 from coreset_ray.version import __version__
-from pipelines.inputs import NotReady, filled, key_of, pool_table, workspace_of
+from pipelines.inputs import NotReady, filled, key_of, on_cluster, pool_table, workspace_of
 from pipelines.report import classes_table
 
 _log = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ def run(config: Config) -> None:
         finished_before()
         return
     start = time.monotonic()
-    with session(config.compute.address, config.compute.wait_for):
+    with on_cluster(config, config.compute.wait_for):
         facts = propose_classes(
             *(pool_table(config).parts, filled(snapshot), wanted),
             actors=max(1, int(cluster().cpus)),

@@ -6,8 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from coreset_ray.config import CompareConfig, Config, fingerprint, plain
-from coreset_ray.distributed.session import session
+from coreset_ray.config import CompareConfig, Config, plain
 from coreset_ray.io.tables import write_table
 from coreset_ray.io.workspace import Stage
 from coreset_ray.version import __version__
@@ -20,7 +19,15 @@ from pipelines.compare_measures import agreements, measure_cells
 from pipelines.compare_plots import accuracy_plot, coverage_plot, memory_plot, seconds_plot
 from pipelines.compare_report import cost_table, markdown
 from pipelines.compare_results import MEASURES, results_of, runs_of
-from pipelines.inputs import NotReady, key_of, listed_once, pool_table, workspace_of
+from pipelines.inputs import (
+    NotReady,
+    key_of,
+    listed_once,
+    on_cluster,
+    pool_table,
+    training_mark,
+    workspace_of,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -31,7 +38,7 @@ def run(config: Config) -> dict[str, Any]:
     wanted = _settings(config)
     if config.evaluate is not None:
         evaluate.check(config)  # before hours are spent on the way there
-    with session(config.compute.address, config.compute.wait_for):
+    with on_cluster(config, config.compute.wait_for):
         rows = embed.run(config)["rows"]
         if config.evaluate is not None:
             embed.embed(config, evaluate.test_table(config))
@@ -72,8 +79,8 @@ def stage_of(config: Config) -> Stage:
         test = key_of(evaluate.test_table(config).snapshot())
         content += [settings_by_evaluator(config.evaluate), evaluate.marks(config), test]
         content += labels_told(config.evaluate)
-        content.append(config.compute.train_workers if config.evaluate.resnet else None)
-    return workspace_of(config).stage("comparisons", config.name, fingerprint(content))
+    mark = training_mark(config, content)
+    return workspace_of(config).stage("comparisons", config.name, mark)
 
 
 def _settings(config: Config) -> CompareConfig:

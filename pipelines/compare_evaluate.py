@@ -24,8 +24,8 @@ from coreset_ray.io.filesystem import Location
 from coreset_ray.io.tables import read_table
 from coreset_ray.telemetry.run import as_stage, finished_before
 from pipelines.compare_cells import Cell, manifest_of
-from pipelines.evaluate import marks, test_table, trains_on_gpu
-from pipelines.inputs import filled, key_of, pool_table, workspace_of
+from pipelines.evaluate import marks, test_table
+from pipelines.inputs import filled, key_of, pool_table, trains_on_gpu, workspace_of
 from pipelines.labeled import labeled_images
 
 _log = logging.getLogger(__name__)

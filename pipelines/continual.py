@@ -12,7 +12,6 @@ from coreset_ray.config import Config, ContinualConfig, fingerprint, plain
 from coreset_ray.core.continual import quotas, split_classes
 from coreset_ray.core.selection import resolve_budget
 from coreset_ray.distributed.continual import split_table
-from coreset_ray.distributed.session import session
 from coreset_ray.io.tables import read_table, write_table
 from coreset_ray.version import __version__
 from pipelines import embed, evaluate
@@ -26,7 +25,9 @@ from pipelines.inputs import (
     key_of,
     listed_once,
     nothing_to_do,
+    on_cluster,
     pool_table,
+    training_mark,
     workspace_of,
 )
 from pipelines.labeled import labeled_images
@@ -39,7 +40,7 @@ def run(config: Config) -> dict[str, Any]:
     """Selects from each task and learns what is not there yet; returns the stage's record."""
     told = _settings(config)
     evaluate.check(config)
-    with session(config.compute.address):
+    with on_cluster(config):
         embed.run(config)
         test = evaluate.test_table(config)
         embed.embed(config, test)
@@ -47,7 +48,7 @@ def run(config: Config) -> dict[str, Any]:
         content = [key_of(snapshot), evaluate.marks(config), key_of(test.snapshot())]
         plan = [plain(config)[name] for name in ("continual", "compare", "signals")]
         plan.append(plain(config)["select"]["search"])
-        mark = fingerprint([content, plan])
+        mark = training_mark(config, [content, plan])
         stage = workspace_of(config).stage("continual", config.name, mark)
         if (record := stage.done()) is not None:
             nothing_to_do(stage)

@@ -5,12 +5,11 @@ from typing import Any
 
 from coreset_ray.config import Config
 from coreset_ray.distributed.embed import embed_shards, plan_embedding
-from coreset_ray.distributed.session import choose_device, cluster, session
-from coreset_ray.distributed.shared import check_shared
+from coreset_ray.distributed.session import choose_device, cluster
 from coreset_ray.io.tables import Commit
 from coreset_ray.io.workspace import snapshot_of
 from coreset_ray.telemetry.run import as_stage, finished_before
-from pipelines.inputs import Table, encoders, key_of, pool_table, workspace_of
+from pipelines.inputs import Table, encoders, key_of, on_cluster, pool_table, workspace_of
 
 _log = logging.getLogger(__name__)
 
@@ -28,8 +27,7 @@ def embed(config: Config, table: Table) -> dict[str, Any]:
         if not (table.stage.folder / "table.json").exists():
             _tell_difference(table)
             (table.stage.folder / "table.json").write_json(table.record())
-        with session(config.compute.address, config.compute.wait_for):
-            check_shared(workspace_of(config).root)
+        with on_cluster(config, config.compute.wait_for):
             _embed_missing(config, table)
         commits = table.parts.committed(table.shards)
     else:

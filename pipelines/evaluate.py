@@ -13,7 +13,6 @@ from coreset_ray.core.random import uid_uniform
 from coreset_ray.distributed.evaluations import training_rows
 from coreset_ray.distributed.export import locate_members
 from coreset_ray.distributed.probe import ProbeJob, probe_all
-from coreset_ray.distributed.session import choose_device, cluster, session
 from coreset_ray.distributed.train import train_and_test
 from coreset_ray.io.labels import label_mark
 from coreset_ray.io.shards import list_shards
@@ -27,7 +26,9 @@ from pipelines.inputs import (
     Table,
     filled,
     nothing_to_do,
+    on_cluster,
     pool_table,
+    trains_on_gpu,
     uri_of,
     workspace_of,
 )
@@ -65,7 +66,7 @@ def run(config: Config) -> dict[str, Any]:
     if (record := stage.done()) is not None:
         nothing_to_do(stage)
         return record
-    with session(config.compute.address, config.compute.wait_for):
+    with on_cluster(config, config.compute.wait_for):
         embed(config, test)
         arms = _arms(config, settings)
         pool, truth, names = labeled_images(config, [arm.rows for arm in arms], test)
@@ -246,17 +247,6 @@ def _learned(arm: Arm, images: pa.Table, settings: EvaluateConfig, names: list[s
     """What is trained on in a row. names: of the classes."""
     corruption = Corruption(settings.corrupt, len(names), arm.seed)
     return training_rows(arm.rows, images, arm.name, corruption)
-
-
-def trains_on_gpu(config: Config) -> bool:
-    """Whether trainings have a GPU each worker; `ValueError` where there are GPUs, but too few."""
-    gpu = choose_device(config.compute.device) == "cuda"
-    if gpu and cluster().gpus < config.compute.train_workers:
-        raise ValueError(
-            f"compute.train_workers={config.compute.train_workers}: each takes a GPU, and this "
-            f"cluster has {cluster().gpus:g}"
-        )
-    return gpu
 
 
 def _exported_images(config: Config) -> pa.Table:

@@ -5,14 +5,13 @@ from typing import Any
 
 from coreset_ray.config import Config, fingerprint
 from coreset_ray.distributed.export import export_samples
-from coreset_ray.distributed.session import session
 from coreset_ray.io.export import write_lists
 from coreset_ray.io.filesystem import locate
 from coreset_ray.io.tables import read_table, write_table
 from coreset_ray.io.workspace import Stage
 from coreset_ray.telemetry.run import as_stage
 from pipelines import select_coreset
-from pipelines.inputs import NotReady, nothing_to_do, pool_table, uri_of, workspace_of
+from pipelines.inputs import NotReady, nothing_to_do, on_cluster, pool_table, uri_of, workspace_of
 
 _log = logging.getLogger(__name__)
 
@@ -38,7 +37,7 @@ def run(config: Config) -> dict[str, Any]:
     _refuse_strangers(stage)
     manifest = read_table(selection.folder / "manifest.parquet")
     table = pool_table(config)
-    with session(config.compute.address, config.compute.wait_for.cpus_alone):
+    with on_cluster(config, config.compute.wait_for.cpus_alone):
         index = export_samples(
             manifest,
             {shard.name: shard for shard in table.shards},

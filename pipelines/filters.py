@@ -6,11 +6,10 @@ from typing import Any
 from coreset_ray.config import Config, FilterConfig, fingerprint
 from coreset_ray.distributed.blocks import PoolFiles
 from coreset_ray.distributed.filter import write_dropped
-from coreset_ray.distributed.session import session
 from coreset_ray.io.workspace import Stage
 from coreset_ray.telemetry.run import as_stage, finished_before
 from coreset_ray.version import __version__
-from pipelines.inputs import NotReady, filled, key_of, pool_table, workspace_of
+from pipelines.inputs import NotReady, filled, key_of, on_cluster, pool_table, workspace_of
 from pipelines.signals import signal_folders, signal_stages
 
 _log = logging.getLogger(__name__)
@@ -33,12 +32,13 @@ def run(config: Config) -> None:
     table = pool_table(config)
     snapshot = table.snapshot()
     parts = filled(snapshot)
-    for wanted in config.select.filters:
-        stage, method = stage_of(config, wanted, snapshot), wanted.build()
-        if stage.done() is not None:
-            _log.info("filters: nothing to do, %s is finished", stage.folder.uri)
-            continue
-        with session(config.compute.address, config.compute.wait_for.cpus_alone):
+    stages = [(wanted, stage_of(config, wanted, snapshot)) for wanted in config.select.filters]
+    pending = [(wanted, stage) for wanted, stage in stages if stage.done() is None]
+    if not pending:
+        finished_before()
+    for wanted, stage in pending:
+        method = wanted.build()
+        with on_cluster(config, config.compute.wait_for.cpus_alone):
             files = PoolFiles(table.stage.folder.uri, signal_folders(config, method.needs))
             dropped = write_dropped(method, files, parts, stage.folder)
         _log.info(

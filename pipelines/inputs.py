@@ -11,6 +11,9 @@ from typing import Any
 
 from coreset_ray.config import Config, PoolConfig, fingerprint
 from coreset_ray.core.address import with_options
+from coreset_ray.distributed.capacity import Wanted
+from coreset_ray.distributed.session import choose_device, cluster, session
+from coreset_ray.distributed.shared import check_shared
 from coreset_ray.distributed.weights import at_hand
 from coreset_ray.io.shards import Shard, list_shards
 from coreset_ray.io.tables import PartedTable
@@ -134,12 +137,8 @@ def pretrain_stage(config: Config) -> Stage:
             f"nothing to train: no encoder under embed.encoders has weights: {PRETRAINED}"
         )
     marks = [[s.name, s.size, s.mtime_ns] for s in pretrain_shards(config)]
-    content = fingerprint(
-        [
-            *(own.name, own.input_size, told.method, told.recipe(), told.seed),
-            *(config.embed.max_pixels, marks),
-        ]
-    )
+    how = [own.name, own.input_size, told.method, told.recipe(), told.seed, config.embed.max_pixels]
+    content = training_mark(config, [*how, marks])
     return workspace_of(config).stage("encoders", _short(own.name), content)
 
 
@@ -147,6 +146,32 @@ def pretrain_shards(config: Config) -> list[Shard]:
     """What the encoder is trained on."""
     assert config.pretrain is not None, "the caller checked"
     return shards_of(config, config.pretrain.pool or config.pool)
+
+
+@contextmanager
+def on_cluster(config: Config, wanted: Wanted | None = None) -> Iterator[None]:
+    """A connection to the configuration's cluster (`session`), whose nodes all see the workspace;
+    it starts once the cluster has what is wanted."""
+    with session(config.compute.address, wanted):
+        check_shared(workspace_of(config).root)
+        yield
+
+
+def trains_on_gpu(config: Config) -> bool:
+    """Whether trainings have a GPU each worker; `ValueError` where there are GPUs, but too few."""
+    gpu = choose_device(config.compute.device) == "cuda"
+    if gpu and cluster().gpus < config.compute.train_workers:
+        raise ValueError(
+            f"compute.train_workers={config.compute.train_workers}: each takes a GPU, and this "
+            f"cluster has {cluster().gpus:g}"
+        )
+    return gpu
+
+
+def training_mark(config: Config, content: list[Any]) -> str:
+    """The fingerprint of what a training gives: another number of workers draws other batches."""
+    workers = config.compute.train_workers
+    return fingerprint([*content, workers] if workers > 1 else content)
 
 
 @contextmanager

@@ -9,21 +9,20 @@ import pyarrow as pa
 from coreset_ray.config import Config
 from coreset_ray.distributed.find_images import find_images
 from coreset_ray.distributed.pretrain import pretrain_encoder
-from coreset_ray.distributed.session import session
-from coreset_ray.distributed.shared import check_shared
 from coreset_ray.io.tables import read_table, write_table
 from coreset_ray.io.workspace import Stage
 from coreset_ray.models.self_supervised import check_library
 from coreset_ray.models.spec import absolute
 from coreset_ray.telemetry.run import as_stage
 from coreset_ray.version import __version__
-from pipelines.evaluate import trains_on_gpu
 from pipelines.inputs import (
     WEIGHTS,
     nothing_to_do,
+    on_cluster,
     pretrain_shards,
     pretrain_stage,
     scratch_of,
+    trains_on_gpu,
     workspace_of,
 )
 
@@ -43,8 +42,7 @@ def run(config: Config) -> dict[str, Any]:
     check_library()
     _warn_of_another(config, stage)
     start = time.monotonic()
-    with session(config.compute.address, config.compute.wait_for):
-        check_shared(workspace_of(config).root)
+    with on_cluster(config, config.compute.wait_for):
         gpu = trains_on_gpu(config)
         images = _images(config, stage)
         facts = pretrain_encoder(

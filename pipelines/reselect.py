@@ -8,7 +8,6 @@ import pyarrow as pa
 
 from coreset_ray.config import Config, fingerprint, plain
 from coreset_ray.core.selection import resolve_budget
-from coreset_ray.distributed.session import session
 from coreset_ray.io.labeled import read_identities
 from coreset_ray.io.lease import Lease, hold
 from coreset_ray.io.published import Published, Version, version_name
@@ -17,7 +16,14 @@ from coreset_ray.io.workspace import Stage
 from coreset_ray.version import __version__
 from coreset_ray.versions import versions
 from pipelines import embed, export, reselect_difference, select_coreset
-from pipelines.inputs import key_of, listed_once, pool_table, workspace_of
+from pipelines.inputs import (
+    key_of,
+    listed_once,
+    on_cluster,
+    pool_table,
+    training_mark,
+    workspace_of,
+)
 from pipelines.reselect_keep import Standing, standing_of, under_cap, write_kept
 
 _log = logging.getLogger(__name__)
@@ -39,7 +45,7 @@ def run(config: Config, wait: float = 0.0) -> dict[str, Any]:
         wanted = _wanted(config)
         if (same := _unchanged(published, wanted)) is not None:  # another run did it meanwhile
             return same
-        with session(config.compute.address):
+        with on_cluster(config):
             return _next(config, wanted, published, lease)
 
 
@@ -59,7 +65,7 @@ def _wanted(config: Config) -> Wanted:
     own = read_identities(listed, "reselect.labeled")["uid"].to_pylist() if listed else []
     return Wanted(
         fingerprint(sorted(part_name(shard) for shard in table.shards)),
-        fingerprint([table.stage.name, {s: written[s] for s in sections}, sorted(own)]),
+        training_mark(config, [table.stage.name, {s: written[s] for s in sections}, sorted(own)]),
     )
 
 

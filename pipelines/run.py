@@ -4,10 +4,8 @@ them, score, select, export, evaluate. Finished stages are not repeated."""
 from typing import Any
 
 from coreset_ray.config import Config
-from coreset_ray.distributed.session import session
-from coreset_ray.distributed.shared import check_shared
 from pipelines import embed, evaluate, export, pretrain, select_coreset
-from pipelines.inputs import listed_once, workspace_of
+from pipelines.inputs import listed_once, on_cluster
 
 
 @listed_once()
@@ -15,8 +13,7 @@ def run(config: Config) -> dict[str, Any]:
     """Runs every stage; returns where things lie and the report, if there is one."""
     if config.evaluate is not None:
         evaluate.check(config)  # before hours are spent on the way there
-    with session(config.compute.address):  # each stage waits for the nodes that it uses
-        check_shared(workspace_of(config).root)
+    with on_cluster(config):  # each stage waits for the nodes that it uses
         if config.pretrain is not None:
             pretrain.run(config)
         snapshot = embed.run(config)

@@ -10,8 +10,7 @@ from coreset_ray.core import costs, stability
 from coreset_ray.core.method import PerSample, Sampled
 from coreset_ray.distributed.blocks import PoolFiles, signals_of
 from coreset_ray.distributed.score import Layout, rounding, score_draws, score_rows
-from coreset_ray.distributed.session import choose_device, cluster, session
-from coreset_ray.distributed.shared import check_shared
+from coreset_ray.distributed.session import choose_device, cluster
 from coreset_ray.io.embedding_parts import width_of
 from coreset_ray.io.ledger import Ledger
 from coreset_ray.io.tables import PartedTable
@@ -23,6 +22,7 @@ from pipelines.inputs import (
     filled,
     key_of,
     nothing_to_do,
+    on_cluster,
     pool_table,
     scratch_root,
     workspace_of,
@@ -57,8 +57,7 @@ def run(config: Config) -> dict[str, Any]:
     parts = filled(snapshot)
     start = time.monotonic()
     table = pool_table(config).parts
-    with session(config.compute.address, config.compute.wait_for):
-        check_shared(workspace_of(config).root)
+    with on_cluster(config, config.compute.wait_for):
         if isinstance(method, PerSample):
             files = PoolFiles(table.folder.uri, signal_folders(config, method.needs))
             outcome = score_rows(method, config.score.seed, files, list(parts), stage.folder)

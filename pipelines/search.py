@@ -12,13 +12,12 @@ from coreset_ray.core.rule import Rule
 from coreset_ray.core.selection import resolve_budget
 from coreset_ray.distributed.blocks import PoolFiles
 from coreset_ray.distributed.search import Settings, Tried, try_values
-from coreset_ray.distributed.session import session
 from coreset_ray.io.tables import write_table
 from coreset_ray.io.workspace import Stage
 from coreset_ray.telemetry.run import as_stage
 from coreset_ray.version import __version__
 from pipelines import score
-from pipelines.inputs import NotReady, nothing_to_do, pool_table, workspace_of
+from pipelines.inputs import NotReady, nothing_to_do, on_cluster, pool_table, workspace_of
 from pipelines.report import curve_plot, curve_table
 from pipelines.signals import GROUPS
 from pipelines.signals import finished as signal
@@ -59,7 +58,7 @@ def run(config: Config) -> dict[str, Any]:
     folders = {s: signal(config, s)[0].folder.uri for s in _signals(config)}
     balance = config.select.balance
     start = time.monotonic()
-    with session(config.compute.address, config.compute.wait_for):
+    with on_cluster(config, config.compute.wait_for):
         tried = try_values(
             config.score.build(),
             partial(_rule, config),

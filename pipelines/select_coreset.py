@@ -12,8 +12,6 @@ from coreset_ray.core.stability import expected_overlap
 from coreset_ray.distributed.alone import Start, choose_alone
 from coreset_ray.distributed.at_hand import FromScores
 from coreset_ray.distributed.choose import choose_kept
-from coreset_ray.distributed.session import session
-from coreset_ray.distributed.shared import check_shared
 from coreset_ray.io.filesystem import locate
 from coreset_ray.io.tables import matrix, read_table
 from coreset_ray.io.workspace import Stage
@@ -28,6 +26,7 @@ from pipelines.inputs import (
     filled,
     key_of,
     nothing_to_do,
+    on_cluster,
     pool_table,
     uri_of,
     workspace_of,
@@ -133,8 +132,7 @@ def run(config: Config) -> dict[str, Any]:
         nothing_to_do(stage)
         return done
     manifest, start = stage.folder / "manifest.parquet", time.monotonic()
-    with session(config.compute.address, config.compute.wait_for.cpus_alone):
-        check_shared(workspace_of(config).root)
+    with on_cluster(config, config.compute.wait_for.cpus_alone):
         source = source_of(config, record)
         if isinstance(source, FromScores):
             choose_kept(

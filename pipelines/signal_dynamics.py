@@ -6,10 +6,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from coreset_ray.config import Config, fingerprint
+from coreset_ray.config import Config
 from coreset_ray.distributed.dynamics import record_dynamics
 from coreset_ray.distributed.export import locate_members
-from coreset_ray.distributed.session import choose_device, session
 from coreset_ray.io.tables import read_table
 from coreset_ray.io.workspace import Stage
 from coreset_ray.telemetry.run import as_stage
@@ -19,8 +18,11 @@ from pipelines.inputs import (
     finish_signal,
     key_of,
     nothing_to_do,
+    on_cluster,
     pool_table,
     scratch_of,
+    training_mark,
+    trains_on_gpu,
     workspace_of,
 )
 
@@ -38,7 +40,7 @@ def stage_of(config: Config) -> tuple[Stage, dict[str, Any], dict[str, Any]]:
     snapshot = pool_table(config).snapshot()
     stage, labels = signal_pseudo_labels.finished(config)
     told = config.signals.dynamics
-    content = fingerprint([stage.name, told.proxy, told.recipe(), config.signals.seed])
+    content = training_mark(config, [stage.name, told.proxy, told.recipe(), config.signals.seed])
     found = workspace_of(config).stage("signals", "dynamics", content)
     return found, snapshot, labels | {"folder": stage.folder}
 
@@ -53,7 +55,7 @@ def run(config: Config) -> dict[str, Any]:
         nothing_to_do(stage)
         return record
     told, parts, start = config.signals.dynamics, filled(snapshot), time.monotonic()
-    with session(config.compute.address, config.compute.wait_for):
+    with on_cluster(config, config.compute.wait_for):
         facts = record_dynamics(
             *(pool_table(config).parts, parts, labels["folder"], stage.folder),
             proxy=told.recipe(),
@@ -64,7 +66,7 @@ def run(config: Config) -> dict[str, Any]:
             name="dynamics",
             images=None if told.proxy == "mlp" else _images(config, list(parts)),
             workers=config.compute.train_workers,
-            use_gpu=choose_device(config.compute.device) == "cuda",
+            use_gpu=trains_on_gpu(config),
             loader_workers=config.compute.loader_workers,
         )
     seconds = round(time.monotonic() - start, 2)

@@ -7,11 +7,19 @@ from typing import Any
 from coreset_ray.clustering.neighbors import choose_kind
 from coreset_ray.config import Config, fingerprint
 from coreset_ray.distributed.neighbors import Search, find_neighbors
-from coreset_ray.distributed.session import choose_device, cluster, session
+from coreset_ray.distributed.session import choose_device, cluster
 from coreset_ray.io.embedding_parts import width_of
 from coreset_ray.io.workspace import Stage
 from coreset_ray.telemetry.run import as_stage
-from pipelines.inputs import filled, finish_signal, key_of, nothing_to_do, pool_table, workspace_of
+from pipelines.inputs import (
+    filled,
+    finish_signal,
+    key_of,
+    nothing_to_do,
+    on_cluster,
+    pool_table,
+    workspace_of,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -50,7 +58,7 @@ def run(config: Config) -> dict[str, Any]:
         nothing_to_do(stage)
         return record
     parts, start = filled(snapshot), time.monotonic()
-    with session(config.compute.address, config.compute.wait_for):
+    with on_cluster(config, config.compute.wait_for):
         on = cluster()
         gpu = choose_device(config.compute.device) == "cuda" and on.gpus >= 1
         facts = find_neighbors(

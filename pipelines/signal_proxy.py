@@ -4,9 +4,8 @@ import logging
 import time
 from typing import Any
 
-from coreset_ray.config import Config, fingerprint
+from coreset_ray.config import Config
 from coreset_ray.distributed.proxy import train_proxy
-from coreset_ray.distributed.session import choose_device, session
 from coreset_ray.io.workspace import Stage
 from coreset_ray.telemetry.run import as_stage
 from pipelines import signal_pseudo_labels
@@ -15,8 +14,11 @@ from pipelines.inputs import (
     finish_signal,
     key_of,
     nothing_to_do,
+    on_cluster,
     pool_table,
     scratch_of,
+    training_mark,
+    trains_on_gpu,
     workspace_of,
 )
 
@@ -34,7 +36,7 @@ def stage_of(config: Config) -> tuple[Stage, dict[str, Any], dict[str, Any]]:
     snapshot = pool_table(config).snapshot()
     stage, labels = signal_pseudo_labels.finished(config)
     told = config.signals.proxy
-    content = fingerprint([stage.name, told.runs, told.recipe(), config.signals.seed])
+    content = training_mark(config, [stage.name, told.runs, told.recipe(), config.signals.seed])
     found = workspace_of(config).stage("signals", "proxy", content)
     return found, snapshot, labels | {"folder": stage.folder}
 
@@ -48,7 +50,7 @@ def run(config: Config) -> dict[str, Any]:
         nothing_to_do(stage)
         return record
     told, parts, start = config.signals.proxy, filled(snapshot), time.monotonic()
-    with session(config.compute.address, config.compute.wait_for):
+    with on_cluster(config, config.compute.wait_for):
         facts = train_proxy(
             *(pool_table(config).parts, parts, labels["folder"], stage.folder),
             recipe=told.recipe(),
@@ -59,7 +61,7 @@ def run(config: Config) -> dict[str, Any]:
             storage_path=(stage.folder / "training").uri,
             name="proxy",
             workers=config.compute.train_workers,
-            use_gpu=choose_device(config.compute.device) == "cuda",
+            use_gpu=trains_on_gpu(config),
         )
     seconds = round(time.monotonic() - start, 2)
     _log.info(

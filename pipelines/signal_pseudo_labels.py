@@ -15,7 +15,6 @@ from coreset_ray.distributed.deep_clusters import train_heads
 from coreset_ray.distributed.export import locate_members
 from coreset_ray.distributed.given_labels import SETTING, GivenLabels, write_given_labels
 from coreset_ray.distributed.relabel import labels_of_clusters
-from coreset_ray.distributed.session import choose_device, session
 from coreset_ray.io.labels import attach_labels, label_mark
 from coreset_ray.io.tables import part_name, read_table
 from coreset_ray.io.workspace import Stage
@@ -27,8 +26,11 @@ from pipelines.inputs import (
     finish_signal,
     key_of,
     nothing_to_do,
+    on_cluster,
     pool_table,
     scratch_of,
+    training_mark,
+    trains_on_gpu,
     uri_of,
     workspace_of,
 )
@@ -61,10 +63,12 @@ def stage_of(config: Config) -> tuple[Stage, dict[str, Any], Wanted]:
         return found, snapshot, GivenLabels(source)
     if told.pseudo_labels.clustering == "kmeans":
         stage, _, wanted = signal_clusters.stage_of(_as_clusters(config))
+        content = fingerprint(["kmeans", stage.name, asdict(wanted)])
     else:
         stage = signal_knn.stage_of(config)[0]
         wanted = told.pseudo_labels.heads(classes.count(config), told.seed)
-    content = fingerprint([told.pseudo_labels.clustering, stage.name, asdict(wanted)])
+        how = [told.pseudo_labels.clustering, stage.name, asdict(wanted)]
+        content = training_mark(config, how)
     found = workspace_of(config).stage("signals", "pseudo_labels", content)
     return found, snapshot, wanted
 
@@ -80,7 +84,7 @@ def run(config: Config) -> dict[str, Any]:
         _check_classes(config, record["classes"])
         return record | _diagnosis(config, stage, record)
     start = time.monotonic()
-    with session(config.compute.address, config.compute.wait_for):
+    with on_cluster(config, config.compute.wait_for):
         facts = _write(config, stage, snapshot, wanted)
     seconds = round(time.monotonic() - start, 2)
     count = _count(wanted, facts)
@@ -116,7 +120,7 @@ def _write(
         name="heads",
         storage_path=(stage.folder / "training").uri,
         workers=config.compute.train_workers,
-        use_gpu=choose_device(config.compute.device) == "cuda",
+        use_gpu=trains_on_gpu(config),
     )
     return facts | {"made_of": [knn.name, *classes.made_of(config)]}
 
@@ -172,7 +176,7 @@ def _diagnosis(config: Config, stage: Stage, record: dict[str, Any]) -> dict[str
         if sum(map(len, rows)) >= _DIAGNOSED:
             break
     shards = {shard.name: shard for shard in table.shards}
-    with session(config.compute.address, config.compute.wait_for):
+    with on_cluster(config, config.compute.wait_for):
         images = locate_members(shards, pa.concat_tables(rows))
         true = attach_labels(images, uri_of(config, source))
     own = pa.concat_tables(own).rename_columns(["uid", "pseudo"])

@@ -10,8 +10,6 @@ from typing import Any
 
 from coreset_ray.config import Config
 from coreset_ray.distributed.blocks import signals_of
-from coreset_ray.distributed.session import session
-from coreset_ray.distributed.shared import check_shared
 from coreset_ray.io.workspace import Stage
 from pipelines import (
     signal_clusters,
@@ -21,7 +19,7 @@ from pipelines import (
     signal_proxy,
     signal_pseudo_labels,
 )
-from pipelines.inputs import NotReady, workspace_of
+from pipelines.inputs import NotReady, on_cluster, workspace_of
 
 SIGNALS: dict[str, ModuleType] = {
     "knn": signal_knn,
@@ -41,8 +39,7 @@ def run(config: Config, only: Sequence[str] = ()) -> dict[str, Any]:
     for name in only:
         if name not in SIGNALS:
             raise ValueError(f"signal {name!r} does not exist: there are {', '.join(SIGNALS)}")
-    with session(config.compute.address):  # each stage waits for the nodes that it uses
-        check_shared(workspace_of(config).root)
+    with on_cluster(config):  # each stage waits for the nodes that it uses
         names = only or [name for name in SIGNALS if name not in ASKED]
         records = {name: SIGNALS[name].run(config) for name in names}
     told = [record["report"] for record in records.values() if record.get("report")]

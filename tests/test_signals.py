@@ -26,6 +26,7 @@ ELFS = {
     },
     "select": {"budget": 0.2, "search": {"stop": "grid", "budgets": [0.5]}},
 }
+MADE = ("clusters", "pseudo_labels", "dynamics", "proxy")
 HEADS = {"params": {"heads": 3, "epochs": 4, "warmup_epochs": 1, "hidden": [16], "batch_size": 64}}
 
 
@@ -70,6 +71,15 @@ def test_the_coreset_lies_between_the_cuts(finished):
     )
     drop = int(found["value"] * 180 + 1e-9)
     assert manifest(config)["uid"].to_pylist() == [u for _, u in rows[drop : drop + 36]]
+
+
+def test_more_training_workers_are_another_result(finished):
+    """They draw other batches; what no training makes stays where it is."""
+    one = load(finished)
+    several = one.replace("compute", train_workers=2)
+    places = [{n: signals.SIGNALS[n].stage_of(c)[0].name for n in MADE} for c in (one, several)]
+    told = one.signals.pseudo_labels.clustering == "temi"
+    assert [places[0][n] != places[1][n] for n in MADE] == [False, told, True, True]
 
 
 def test_the_search_kept_its_curve(finished):
