@@ -21,7 +21,7 @@ from coreset_ray.core.address import endpoint_of, is_remote, kind_of, options_of
 from coreset_ray.core.filter import Filter
 from coreset_ray.core.method import Sampled, Scorer
 from coreset_ray.core.rule import Rule
-from coreset_ray.core.whole_set import WholeSet
+from coreset_ray.core.whole_set import NO_PARTITIONS, WholeSet
 from coreset_ray.models.mlp import MlpRecipe, ProxyRecipe
 from coreset_ray.models.pretrain import RECIPES, PretrainRecipe
 from coreset_ray.models.recipe import Recipe
@@ -748,6 +748,8 @@ def _check_alone(config: Config, name: str, method: catalog.Selector) -> None:
     whole = isinstance(method, WholeSet)
     if config.select.partitions != 1 and not whole:
         raise ValueError(f"select.partitions: method {name!r} lies in blocks anyway; leave it out")
+    if config.select.partitions != 1 and whole and method.weighs:
+        raise ValueError(f"select.{NO_PARTITIONS.format(config.select.partitions)}")
     if (config.select.target is not None) != (whole and method.targeted):
         raise ValueError(
             f"select.target: method {name!r} "

@@ -34,7 +34,9 @@ def check_choice(config: Config, pool: PoolSize, on: Cluster) -> None:
     groups = _groups(config)
     share = -(-resolve_budget(config.select.budget, pool.rows) // groups)
     parts = config.select.partitions
-    limits.check_whole(pool.rows // groups, each, parts, on.nodes, method.scratch(share))
+    asked = pool.rows // groups, each, parts, on.nodes
+    remedy = limits.SHARE_OUT if method.weighs else None
+    limits.check_whole(*asked, chosen=share, scratch=method.scratch(share), remedy=remedy)
 
 
 def filters_stage(

@@ -1,11 +1,14 @@
 """What a plan foretells: bytes against real files, layouts against clusters, refusals, the text."""
 
+import re
 import shutil
 from collections import namedtuple
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pools import digits_pool, embed_pixels, write_config
 
 from coreset_ray import catalog, cli
@@ -297,11 +300,45 @@ def test_signals_that_fit_no_cluster_are_refused(tmp_path):
         planned(tmp_path, "select.method=d2", rows=5_000_000)
 
 
+@settings(max_examples=300, deadline=None, database=None)
+@given(
+    rows=st.integers(1, 400),
+    each=st.integers(1, 30),
+    partitions=st.integers(1, 60),
+    chosen=st.integers(1, 60),
+    memory=st.integers(1, 6000),
+)
+def test_a_number_of_partitions_is_named_only_where_it_does(rows, each, partitions, chosen, memory):
+    """Rounds counted by hand: no part holds more than there is room for, nor do all choices."""
+    nodes = [(1.0, memory), (1.0, memory / 2)]
+
+    def fits(p):
+        held = [-(-rows // p), min(rows, p * chosen) if p > 1 else 0]
+        return limits.COPIES * each * max(held) <= memory
+
+    try:
+        limits.check_whole(rows, each, partitions, nodes, chosen=chosen)
+        assert fits(partitions)
+    except ValueError as error:
+        assert not fits(partitions)
+        told = re.search(r"at least (\d+)(?: and at most (\d+))?", str(error))
+        if told is None:
+            assert "no select.partitions do" in str(error)
+            assert not any(fits(p) for p in range(1, rows + 1))
+        else:
+            least, most = int(told[1]), int(told[2] or rows)
+            assert all(fits(p) for p in range(least, most + 1))
+            assert not any(fits(p) for p in range(1, least))
+
+
 @pytest.mark.usefixtures("nothing_made")
 def test_choices_that_fit_no_node_are_refused(tmp_path):
     """By their rows, by what a filter reads, and by what grows with the budget alone."""
-    with pytest.raises(ValueError, match=r"holds all rows .* select.partitions to at least 3"):
-        planned(tmp_path, "select.method=medoids", rows=2_000_000)
+    medoids = "select.method=medoids"
+    with pytest.raises(ValueError, match=r"holds all rows .* to at least 3 and at most 7, which"):
+        planned(tmp_path, medoids, "select.budget=0.05", rows=2_000_000)
+    with pytest.raises(ValueError, match=r"holds all rows .*no select.partitions do: lower the"):
+        planned(tmp_path, medoids, "select.budget=0.5", rows=2_000_000)
     near = "select.filters=[near_duplicates]"
     assert "filters" in planned(tmp_path, near)
     with pytest.raises(ValueError, match=r"select.filters: NearDup.* leave it out, or add a large"):

@@ -130,8 +130,8 @@ def test_methods_that_select_alone_choose_as_in_one_process(
     pool = write_signals(config)
     uid = np.array([f"{hi:016x}{lo:016x}" for hi, lo in pool.uid])
     more = {"target": pool["embedding"][:40]} if targeted else {}
-    whole = issubclass(kind, WholeSet)
-    for nodes, balance, partitions in ((2, None, 3 if whole else 1), (3, "clusters", 1)):
+    several = 3 if issubclass(kind, WholeSet) and not kind.weighs else 1
+    for nodes, balance, partitions in ((2, None, several), (3, "clusters", 1)):
         told = SimpleNamespace(cpus=nodes, nodes=real().nodes)
         monkeypatch.setattr(alone, "cluster", lambda told=told: told)
         keep = tmp_path / f"{nodes}.parquet"
@@ -149,7 +149,7 @@ def test_methods_that_select_alone_choose_as_in_one_process(
 def test_what_fits_no_machine_is_refused_with_the_arithmetic(embedded, monkeypatch):
     config = load(embedded, ["score={}", "select.method=facility_location", "signals.classes=4"])
     write_signals(config)
-    small = SimpleNamespace(cpus=2, nodes=((2, 4_000),))
+    small = SimpleNamespace(cpus=2, nodes=((2, 20_000),))
     monkeypatch.setattr(alone, "cluster", lambda: small)
     with pytest.raises(ValueError, match=r"120 rows × .* bytes = .* select.partitions to at least"):
         manifest_of(config)

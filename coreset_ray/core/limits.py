@@ -106,37 +106,64 @@ def check_signal(name: str, needed: int, nodes: Nodes) -> None:
         )
 
 
+SHARE_OUT = "lower the budget, or share it out over groups with select.balance"
+
+
 def check_whole(
     rows: int,
     each: int,
     partitions: int,
     nodes: Nodes,
+    *,
+    chosen: int = 0,
     scratch: int = 0,
     who: str = "this method",
-    remedy: str = "set select.partitions to at least {enough}, which chooses in two rounds",
+    remedy: str | None = None,
 ) -> None:
     """`ValueError` where so many rows of so many bytes, in so many partitions, fit no node, or
     leave no room for what a choice itself takes.
 
-    scratch: bytes of that; who: holds them; remedy: what to do about it, `{enough}` stands for
-    partitions that would do.
+    chosen: rows that each partition gives to the second round; scratch: bytes that a choice itself
+    takes; who: holds them; remedy: what to do about it, by default the number of partitions that
+    would do.
     """
     most = max((memory for _, memory in nodes), default=0)
-    asked = COPIES * each * rows / partitions
     if scratch >= most:
         raise ValueError(
             f"{who} takes {in_bytes(scratch)} to choose so many, whatever the pool, and the "
-            f"largest node offers {in_bytes(most)}: lower the budget, or share it out over groups "
-            "with select.balance"
+            f"largest node offers {in_bytes(most)}: {SHARE_OUT}"
         )
+    held = _held(rows, partitions, chosen)
+    asked = COPIES * each * held
     if asked + scratch > most:
-        enough = -(-COPIES * each * rows // int(most - scratch))
         beside = f", beside {in_bytes(scratch)} to choose so many" if scratch else ""
+        second = f" (what {partitions} partitions choose)" if held > -(-rows // partitions) else ""
+        told = remedy or _partitions(rows, int(most - scratch) // (COPIES * each), chosen)
         raise ValueError(
-            f"{who} holds all rows in one process: {COPIES} × {rows / partitions:,.0f} rows × "
+            f"{who} holds all rows in one process: {COPIES} × {held:,.0f} rows{second} × "
             f"{each:,} bytes = {in_bytes(asked)}{beside}, and the largest node offers "
-            f"{in_bytes(most)}: " + remedy.format(enough=enough)
+            f"{in_bytes(most)}: {told}"
         )
+
+
+def _partitions(rows: int, room: int, chosen: int) -> str:
+    """The number of them that leaves no round more rows than there is room for, as a remedy."""
+    least = -(-rows // room) if room else rows + 1
+    most = room // chosen if chosen else rows
+    if least > min(most, rows):
+        return f"no select.partitions do: {SHARE_OUT}"
+    return (
+        f"set select.partitions to at least {least}"
+        + (f" and at most {most}" if most < rows else "")
+        + ", which chooses in two rounds"
+    )
+
+
+def _held(rows: int, partitions: int, chosen: int) -> int:
+    """Rows that are held at once: in one partition, or in the second round all that were chosen."""
+    if partitions == 1:
+        return rows
+    return max(-(-rows // partitions), min(rows, partitions * chosen))
 
 
 def check_blocks(name: str, rows: int, each: int, nodes: Nodes) -> None:

@@ -13,6 +13,10 @@ from coreset_ray.core.random import uid_uniform
 from coreset_ray.core.selection import Selection
 
 _PARTITION = 11  # the use of random numbers
+NO_PARTITIONS = (
+    "partitions={}: what this method chooses is weighed by all rows, which no part holds: leave it "
+    "out, or share the budget out over groups with select.balance"
+)
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,11 @@ def choose_whole(
     number: (n,) the rows that take part; given.kept: numbers of rows, of those that take part.
     partitions: with more than one, each of so many parts of the rows chooses k by itself, and the
     method then chooses among what they chose (two rounds, as GreeDi: Mirzasoleiman et al., 2013).
+    Raises `ValueError` for several partitions where a weight counts all rows. What is worth how
+    much is judged by the rows of each round alone, so that GreeDi's bound does not hold.
     """
+    if partitions > 1 and method.weighs:
+        raise ValueError(NO_PARTITIONS.format(partitions))
     view = pool.restrict(method.needs)
     rounds = parts_of(pool.uid, number, given.kept, partitions)
 

@@ -11,7 +11,7 @@ import ray
 from coreset_ray.core.alone import Alone, check_room
 from coreset_ray.core.filter import check_left
 from coreset_ray.core.greedy import Greedy
-from coreset_ray.core.limits import check_whole
+from coreset_ray.core.limits import SHARE_OUT, check_whole
 from coreset_ray.core.rule import shares
 from coreset_ray.core.selection import Selection
 from coreset_ray.core.whole_set import Given
@@ -74,7 +74,9 @@ def choose_alone(
     else:
         each = row_bytes(method.needs, files, next(iter(parts)))
         rows, scratch = int(sizes.max()) + len(kept), method.scratch(max(share) + len(kept))
-        check_whole(rows, each, partitions, cluster().nodes, scratch)
+        asked = rows, each, partitions, cluster().nodes
+        remedy = SHARE_OUT if method.weighs else None
+        check_whole(*asked, chosen=max(share), scratch=scratch, remedy=remedy)
         given = Given(kept, start.target)
         found = choose_from_all(
             method, seed, files, parts, share, given, group=group, partitions=partitions

@@ -22,7 +22,7 @@ class GradMatch(WholeSet):
     left of the mean⟩, then w = argmin_{w ≥ 0} E(w) anew; E never rises. g: the last layer's.
     Source: Killamsetty et al., 2021 (GradMatch), Eq. 5 and Algorithm 2.
     Cost: O(n·c·h·k + k³) and O(k²) memory: 16 · k² bytes, so that large budgets ask for
-    `select.balance` or partitions. Differs: w ≥ 0 after each choice, not at the end alone; the
+    `select.balance`. Differs: w ≥ 0 after each choice, not at the end alone; the
     weights are n · w, the number of images each stands for; a choice may have weight 0.
     """
 
