@@ -2,6 +2,7 @@
 methods that fail, and pools without labels."""
 
 from pathlib import Path
+from statistics import stdev
 
 import pyarrow.parquet as pq
 import pytest
@@ -9,7 +10,8 @@ from pools import digits_pool, embed_pixels, write_config
 
 from coreset_ray import cli
 from coreset_ray.config import load
-from pipelines import compare, compare_evaluate, evaluate, export, select_coreset
+from coreset_ray.core.standings import Runs
+from pipelines import compare, compare_evaluate, compare_plots, evaluate, export, select_coreset
 from pipelines.compare_cells import counts
 from pipelines.inputs import pool_table
 
@@ -20,6 +22,21 @@ METHODS = [
 ]
 NARROW = "{method: prototypicality, selector: ccs, settings: {beta: 0.95}}"
 BROKEN = "keeps at most 12 of 120 images, and the budget is 30"
+
+
+def test_the_band_is_one_standard_deviation(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(compare_plots, "_finished", lambda figure, axes, images: drawn.append(axes))
+    several = Runs("d2", 10, {0: 0.5, 1: 0.7}), Runs("d2", 40, {0: 0.8, 1: 0.9})
+    compare_plots.accuracy_plot([*several, Runs("random", 10, {0: 0.4, 1: 0.4})], "probe")
+    (axes,) = drawn
+    lines = {line.get_label(): line for line in axes.lines}
+    assert lines["d2"].get_xydata().tolist() == [[10, pytest.approx(60)], [40, pytest.approx(85)]]
+    (band,) = (c for c in axes.collections if len({x for x, _ in c.get_paths()[0].vertices}) == 2)
+    corners = {(x, round(y, 6)) for x, y in band.get_paths()[0].vertices}
+    ten, forty = 100 * stdev([0.5, 0.7]), 100 * stdev([0.8, 0.9])
+    expected = {(10, 60 - ten), (10, 60 + ten), (40, 85 - forty), (40, 85 + forty)}
+    assert corners == {(x, round(y, 6)) for x, y in expected}
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,8 @@
 """What every method promises. Methods are found by looking, so a new one is tested unasked."""
 
 import dataclasses
+import json
+import re
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -11,7 +13,7 @@ from matrices import in_shards, tally
 from signal_columns import OnlyThese, pool_with_signals, rearranged
 
 import coreset_ray
-from coreset_ray import catalog
+from coreset_ray import catalog, cli
 from coreset_ray.core.columns import columns_of
 from coreset_ray.core.method import PerSample, Sampled, Scorer
 from coreset_ray.core.pool import Pool, uid_order
@@ -337,3 +339,22 @@ def test_settings_may_be_numpy_numbers(name: str) -> None:
     """As they come out of a sweep over an array."""
     for key, value in small(name).items():
         assert catalog.build(name, {key: np.int64(value)}) == build(name)
+
+
+def test_the_list_of_methods_says_what_each_says_of_itself(capsys) -> None:
+    known = {**catalog.methods(), **catalog.selector_classes(), **catalog.filters()}
+    cli.main(["methods", "--json"])
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    assert rows.keys() == known.keys() and len(rows) > 35
+    cli.main(["methods"])
+    blocks = re.split(r"\n(?=\S)", capsys.readouterr().out.rstrip())
+    told = {block.splitlines()[0]: block for block in blocks}
+    assert told.keys() == known.keys()
+    for name, method in known.items():
+        row, params = rows[name], {f.name: f.default for f in dataclasses.fields(method)}
+        assert row["params"] == json.loads(json.dumps(params))
+        assert row["shape"] == catalog.shape_of(method) and row["needs"] == list(method.needs)
+        for key in ("family", "cost", "source"):
+            assert row[key] == getattr(method, key) and row[key]
+            assert f"  {key:<7} {row[key]}" in told[name].splitlines()
+        assert all(need in told[name] for need in method.needs)

@@ -59,6 +59,7 @@ def tdds(change: list[float], width: int, decay: float) -> float:
 
 ORACLES = {
     "aum": lambda p: [-mean(r) for r in rows("margin", p)],
+    "elfs": lambda p: [-mean(r) for r in rows("margin", p)],
     "forgetting": lambda p: [forgotten(r) for r in rows("correct", p)],
     "el2n": lambda p: [mean(r[:10]) for r in rows("error_norm", p)],
     "dyn_unc": lambda p: [

@@ -5,6 +5,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
+from coreset_ray import select
 from coreset_ray.core.alone import select_alone
 from coreset_ray.core.exact import dots, grid_rows
 from coreset_ray.core.nearest import lower, nearest, squares
@@ -223,3 +224,15 @@ def test_simcore_takes_what_is_nearest_the_target_in_turn() -> None:
     kept = np.flatnonzero(group == 1)[:10]
     after = select_alone(method, of, 10, 0, target=target, kept=kept).rows
     assert (group[after] == 2).all()
+
+
+def test_prototypicality_keeps_what_lies_far_from_its_centre() -> None:
+    """Sorscher et al., 2022, section 5, in their plain words: the hard images are the far ones."""
+    of, center_of = blobs([30, 50])
+    z = of["embedding"].astype(np.float64)
+    middle = np.stack([z[center_of == c].mean(axis=0) for c in range(2)])
+    distance = np.linalg.norm(z - middle[center_of], axis=1).astype(np.float32)
+    told = {"clusters.distance": distance}
+    kept = select(of["embedding"], 12, method="prototypicality", signals=told).rows
+    far = sorted(range(80), key=lambda i: -distance[i])[:12]
+    assert sorted(kept.tolist()) == sorted(far)
