@@ -406,8 +406,9 @@ class EvaluateConfig(Section):
 class CandidateConfig(Section):
     """One way of selecting, for a comparison. method: what scores, or a selector that reads no
     scores; params: its settings, by default its own. selector, settings, balance: as
-    select.method, params, balance; filters: as select.filters. label: what tables call it. A name
-    alone is a method."""
+    select.method, params, balance; filters: as select.filters. weighted: the loss of what learns
+    from it takes the manifest's weights, by default where these count the images that each stands
+    for (`craig`, `gradmatch`). label: what tables call it. A name alone is a method."""
 
     method: str
     params: dict[str, Any] = {}
@@ -415,6 +416,7 @@ class CandidateConfig(Section):
     settings: dict[str, Any] = {}
     balance: Literal["clusters", "pseudo_labels"] | None = None
     filters: tuple[FilterConfig, ...] = ()
+    weighted: bool | None = None
     label: Annotated[str, Field(pattern=r"^[^|\n]{1,64}$")] | None = None
 
     def sections(self) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -622,7 +624,7 @@ class Config(Section):
                 config = self._candidate(candidate)
             except ValueError as error:
                 raise ValueError(f"{where}: {error}") from None
-            label = candidate.label or config.label
+            label = candidate.label or config.label + (" + weights" if config.weighted else "")
             if label in found and (label != "random" or config != found[label]):
                 raise ValueError(f"{where}: a method before it is called {label!r}: set its label")
             found[label] = config
@@ -635,6 +637,9 @@ class Config(Section):
         select |= {"budget": self.select.budget}
         given = {"score": score, "select": select, "compare": None, "continual": None}
         config = validate(Config, plain(self) | given)
+        if self.evaluate is not None:
+            own = config.weighting() == "each" if candidate.weighted is None else candidate.weighted
+            config = config.replace("evaluate", weighted=own)
         if config.selector()[2] is None:
             return config
         search = self.select.search.model_copy(update={"budgets": self.compare.budgets})
@@ -668,6 +673,17 @@ class Config(Section):
         select = SelectConfig(budget=self.select.budget, search=self.select.search)
         score = self.score.model_copy(update={"method": "random", "params": {}, "seed": seed})
         return self.model_copy(update={"score": score, "select": select})
+
+    @property
+    def weighted(self) -> bool:
+        """Whether what learns from the selection takes its weights too."""
+        return self.evaluate is not None and self.evaluate.weighted
+
+    def weighting(self) -> Literal[True, "each"]:
+        """How a training takes the selection's weights (`Recipe.weighted`): of each image where
+        they count what it stands for, else as BlindCS does."""
+        kind = catalog.selector_classes()[self.selector()[0]]
+        return "each" if issubclass(kind, WholeSet) and kind.weighs else True
 
     @property
     def label(self) -> str:

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from coreset_ray.config import Config
 from coreset_ray.core.selection import resolve_budget
@@ -19,15 +19,17 @@ _log = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class Cell:
     """A method at a budget and a seed. method: its name; budget: as configured, images: what that
-    comes to; selection: the stage that holds its manifest; seconds: what embeddings → manifest
-    took, None where a record does not say; memory: bytes by which the process that chose grew, None
-    where it was not one process; failed: why there is no selection."""
+    comes to; weighted: what learns from it takes the weights, as in `Recipe`; selection: the stage
+    that holds its manifest; seconds: what embeddings → manifest took, None where a record does not
+    say; memory: bytes by which the process that chose grew, None where it was not one process;
+    failed: why there is no selection."""
 
     label: str
     method: str
     budget: float
     images: int
     seed: int
+    weighted: bool | Literal["each"] = False
     selection: str = ""
     seconds: float | None = None
     memory: int | None = None
@@ -94,12 +96,13 @@ def _cells_of(
     assert config.compare is not None, "the caller checked"
     seeds, own = config.compare.seeds, _seeded(candidate)
     name = candidate.score.method if candidate.scores else candidate.selector()[0]
+    weighted = candidate.weighted and candidate.weighting()
     for seed in seeds:
         one = candidate.replace("score", seed=seed if own else seeds[0])
         if config.compare.signals == "anew":
             one = one.replace("signals", seed=seed)
         for budget, k in images.items():
-            cell = Cell(label, name, float(budget), k, seed)
+            cell = Cell(label, name, float(budget), k, seed, weighted)
             yield cell, one.replace("select", budget=budget)
 
 

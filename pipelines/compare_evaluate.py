@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 
@@ -34,15 +34,17 @@ _log = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class Job:
     """One evaluation of one selection. seed: of the training and of wrong labels, None where there
-    are neither."""
+    are neither; weighted: with its weights, as in `Recipe`."""
 
     evaluator: str
     selection: str
     seed: int | None
+    weighted: bool | Literal["each"] = False
 
     @property
     def name(self) -> str:
-        return self.selection if self.seed is None else f"{self.selection}-seed{self.seed}"
+        seed = "" if self.seed is None else f"-seed{self.seed}"
+        return f"{self.selection}{seed}{'-weighted' if self.weighted else ''}"
 
 
 def settings_by_evaluator(settings: EvaluateConfig) -> dict[str, Any]:
@@ -71,7 +73,9 @@ def evaluate_cells(config: Config, cells: Sequence[Cell]) -> list[tuple[str, Cel
     folders = _folders(config, config.evaluate)
     jobs = {
         (name, cell): Job(
-            name, cell.selection, cell.seed if _seeded(config.evaluate, name) else None
+            *(name, cell.selection),
+            seed=cell.seed if _seeded(config.evaluate, name) else None,
+            weighted=name != "knn" and cell.weighted,
         )
         for name in folders
         for cell in cells
@@ -150,7 +154,8 @@ def _coreset(config: Config, settings: EvaluateConfig, job: Job, classes: int) -
     own = settings_by_evaluator(settings)[job.evaluator]
     manifest = manifest_of(config, job.selection).uri
     corruption = _corruption(settings, job, classes)
-    return Coreset(manifest, partial(evaluate, **own), job.evaluator == "knn", corruption)
+    by_uid, weighted = job.evaluator == "knn", bool(job.weighted)
+    return Coreset(manifest, partial(evaluate, **own), by_uid, weighted, corruption)
 
 
 def _corruption(settings: EvaluateConfig, job: Job, classes: int) -> Corruption | None:
@@ -171,7 +176,7 @@ def _trainings(
     gpu, workers, on = trains_on_gpu(config), config.compute.train_workers, cluster()
     trainings = [
         Training(
-            *(manifest_of(config, job.selection).uri, job.name, job.seed),
+            *(manifest_of(config, job.selection).uri, job.name, job.seed, job.weighted),
             corruption=_corruption(settings, job, classes),
         )
         for job in jobs

@@ -20,6 +20,7 @@ RESULTS = pa.schema(
         ("images", pa.int64()),
         ("seed", pa.uint64()),
         ("selection", pa.string()),
+        ("weighted", pa.bool_()),  # what learned from it took its weights
         ("seconds_select", pa.float64()),  # embeddings → manifest, all stages
         ("memory_select", pa.int64()),  # bytes by which the process that chose grew at most
         ("failed", pa.string()),
@@ -96,6 +97,7 @@ def _row(evaluator: str, cell: Cell) -> dict[str, Any]:
     return told | {
         "evaluator": evaluator,
         "selection": cell.selection or None,
+        "weighted": bool(cell.weighted),
         "seconds_select": cell.seconds,
         "memory_select": cell.memory,
         "failed": cell.failed,

@@ -10,7 +10,7 @@ import pyarrow as pa
 from coreset_ray.config import Config, EvaluateConfig, ProbeConfig, fingerprint, plain
 from coreset_ray.core.corrupt import Corruption
 from coreset_ray.core.random import uid_uniform
-from coreset_ray.distributed.evaluations import training_rows
+from coreset_ray.distributed.evaluations import relative, training_rows
 from coreset_ray.distributed.export import locate_members
 from coreset_ray.distributed.probe import ProbeJob, probe_all
 from coreset_ray.distributed.train import train_and_test
@@ -152,16 +152,6 @@ def _manifest(config: Config) -> pa.Table:
     return relative(read_table(stage.folder / "manifest.parquet", columns))
 
 
-def relative(coreset: pa.Table) -> pa.Table:
-    """With weights that count images, some of them above 1, divided by their mean: training scales
-    the loss by them, and n / k would be a longer step."""
-    weights = coreset["weight"].to_numpy()
-    if weights.max(initial=0.0) <= 1:
-        return coreset
-    place = coreset.column_names.index("weight")
-    return coreset.set_column(place, "weight", pa.array(weights / weights.mean()))
-
-
 def _probe(
     config: Config,
     settings: EvaluateConfig,
@@ -225,7 +215,7 @@ def _train(
             outcome = train_and_test(
                 rows,
                 truth,
-                replace(settings.resnet, weighted=arm.weighted),
+                replace(settings.resnet, weighted=arm.weighted and config.weighting()),
                 classes=len(names),
                 seed=arm.seed,
                 name=name,

@@ -1,6 +1,7 @@
 """A comparison on a tiny pool: its table against evaluate's own, what a killed one does not repeat,
 methods that fail, and pools without labels."""
 
+import json
 from pathlib import Path
 from statistics import stdev
 
@@ -226,3 +227,32 @@ def test_budgets_are_counts_or_shares(finished):
     config = load(finished[0])
     assert counts(config, 120) == {0.1: 12, 30: 30}
     assert [*config.candidates()] == ["random", "typical", "d2", "broken"]
+
+
+def test_weights_are_learned_with_where_asked_and_by_default_where_they_count_images(finished):
+    path, _, _, _ = finished
+    params = {"draws": 300, "neighbors": 5}
+    methods = [{"method": "blindcs", "params": params, "weighted": w} for w in (False, True)]
+    words = [f"compare.methods={json.dumps(methods)}", "compare.budgets=[30]", "compare.seeds=[0]"]
+    config = load(path, [*words, "compare.measures=false"])
+    compare.run(config)
+    folder = Path(compare.stage_of(config).folder.path)
+    rows = pq.read_table(folder / "results.parquet").to_pylist()
+    ours = {(r["evaluator"], r["label"]): r["accuracy"] for r in rows}
+    assert {r["label"]: r["weighted"] for r in rows} == {
+        **{"random": False, "blindcs": False, "blindcs + weights": True}
+    }
+    one = config.candidates()["blindcs + weights"].replace("select", budget=30)
+    one = one.replace("evaluate", seeds=(0,))
+    select_coreset.make(one)
+    export.run(one)
+    told = {(r["evaluator"], r["method"]): r["accuracy"] for r in evaluate.run(one)["results"]}
+    for name in ("blindcs", "blindcs + weights"):
+        assert ours["probe", name] == told["probe", name]
+    assert ours["probe", "blindcs"] != ours["probe", "blindcs + weights"]
+    assert ours["knn", "blindcs"] == ours["knn", "blindcs + weights"] == told["knn", "blindcs"]
+    counted = ["craig", {"method": "gradmatch", "weighted": False}, "glister"]
+    found = load(path, [f"compare.methods={json.dumps(counted)}"]).candidates()
+    assert {name: c.weighted and c.weighting() for name, c in found.items()} == {
+        **{"random": False, "craig + weights": "each", "gradmatch": False, "glister": False}
+    }

@@ -23,7 +23,7 @@ from sklearn.datasets import load_digits
 from coreset_ray.distributed.train import train_and_test
 from coreset_ray.io.images import decode
 from coreset_ray.models.images import EpochBatches, IndexedImages
-from coreset_ray.models.recipe import Recipe, batch_loss
+from coreset_ray.models.recipe import Recipe, batch_loss, own_loss
 from coreset_ray.models.resnet import build_resnet
 
 SMALL = Recipe(epochs=3, batch_size=32, image_size=8, lr=0.02, padding=0, flip=False)
@@ -105,6 +105,9 @@ def test_loss_is_mean_loss_times_mean_weight() -> None:
     assert batch_loss(logits, label, torch.ones(6)) == batch_loss(logits, label, None)
     assert torch.isclose(batch_loss(logits, label, weight), by_hand * weight.mean())
     assert not torch.isclose(batch_loss(logits, label, weight), by_hand)
+    own = [-torch.log_softmax(row, 0)[c] for row, c in zip(logits, label, strict=True)]
+    expected = sum(w * loss for w, loss in zip(weight, own, strict=True)) / len(own)
+    assert torch.isclose(own_loss(logits, label, weight), expected)
 
 
 def test_schedule_is_torchs_cosine() -> None:
@@ -317,6 +320,22 @@ def test_weight_scales_the_loss(digits: pa.Table, tmp_path: Path) -> None:
     )
     mean = float(table["weight"].to_numpy().mean())
     assert math.isclose(weighted["train_loss"], plain["train_loss"] * mean, rel_tol=1e-5)
+
+
+@pytest.mark.usefixtures("trainer")
+def test_each_image_may_have_its_own_weight(digits: pa.Table, tmp_path: Path) -> None:
+    """In one batch: halves of all are half the loss, and the mean weight alone does not tell it."""
+    table, one = digits[:129], Recipe(epochs=1, batch_size=256, image_size=8)
+    place = table.column_names.index("weight")
+
+    def loss(name: str, weight: np.ndarray | None, recipe: Recipe) -> float:
+        told = table if weight is None else table.set_column(place, "weight", pa.array(weight))
+        return _run(told, tmp_path, name, recipe)["train_loss"]
+
+    plain, each = loss("plain", None, one), replace(one, weighted="each")
+    assert math.isclose(loss("half", np.full(129, 0.5), each), plain / 2, rel_tol=1e-5)
+    first = (np.arange(129) < 64) * 129 / 64.0
+    assert not math.isclose(loss("first", first, each), plain, rel_tol=1e-3)
 
 
 @pytest.mark.usefixtures("trainer")

@@ -1,9 +1,9 @@
 """Many coresets evaluated side by side, over images and embeddings that are gathered once."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -19,32 +19,42 @@ from coreset_ray.models.knn_probe import knn_accuracy
 from coreset_ray.models.probe import linear_probe
 from coreset_ray.models.recipe import Recipe
 
-# (k, m) embeddings and (k,) labels to learn, (n, m) and (n,) to be tested on → an outcome
-Evaluator = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], dict[str, Any]]
+# (k, m) embeddings, (k,) labels and (k,) weights or None to learn, (n, m) and (n,) to be tested on
+# → an outcome
+Evaluator = Callable[
+    [np.ndarray, np.ndarray, np.ndarray | None, np.ndarray, np.ndarray], dict[str, Any]
+]
 
 
-def probe(
-    train: np.ndarray, labels: np.ndarray, test: np.ndarray, truth: np.ndarray, **settings: Any
-) -> dict[str, Any]:
-    """The linear probe as an evaluator, without weights; settings: its l2 and max_iterations."""
-    return asdict(linear_probe(train, labels, None, test, truth, **settings))
+def probe(*told: Any, **settings: Any) -> dict[str, Any]:
+    """The linear probe as an evaluator; settings: its l2 and max_iterations."""
+    return asdict(linear_probe(*told, **settings))
 
 
 def knn(
-    train: np.ndarray, labels: np.ndarray, test: np.ndarray, truth: np.ndarray, *, k: int
+    train: np.ndarray,
+    labels: np.ndarray,
+    weights: np.ndarray | None,
+    test: np.ndarray,
+    truth: np.ndarray,
+    *,
+    k: int,
 ) -> dict[str, Any]:
-    """The k-NN probe as an evaluator; train: in the order of uids, which settles ties."""
+    """The k-NN probe as an evaluator, which knows no weights; train: in the order of uids, which
+    settles ties."""
     return {"accuracy": knn_accuracy(train, labels, test, truth, k=k), "converged": True}
 
 
 @dataclass(frozen=True)
 class Coreset:
-    """What is evaluated. manifest: URI of a table with a column uid; evaluate: of embeddings, given
-    in the order of uids where by_uid, else of the manifest; corruption: of the labels to learn."""
+    """What is evaluated. manifest: URI of a table with columns uid and weight; evaluate: of
+    embeddings, given in the order of uids where by_uid, else of the manifest; weighted: with the
+    weights; corruption: of the labels to learn."""
 
     manifest: str
     evaluate: Evaluator
     by_uid: bool = False
+    weighted: bool = False
     corruption: Corruption | None = None
 
 
@@ -75,11 +85,12 @@ def evaluate_each(
 @dataclass(frozen=True)
 class Training:
     """A coreset to train on, by its manifest. name: of its checkpoints; seed: of the training;
-    corruption: of the labels to learn."""
+    weighted: as in the recipe; corruption: of the labels to learn."""
 
     manifest: str
     name: str
     seed: int
+    weighted: bool | Literal["each"] = False
     corruption: Corruption | None = None
 
 
@@ -124,6 +135,16 @@ def training_rows(
     return joined.set_column(joined.column_names.index("label"), "label", pa.array(label))
 
 
+def relative(coreset: pa.Table) -> pa.Table:
+    """With weights that count images, some of them above 1, divided by their mean: training scales
+    the loss by them, and n / k would be a longer step."""
+    weights = coreset["weight"].to_numpy()
+    if weights.max(initial=0.0) <= 1:
+        return coreset
+    place = coreset.column_names.index("weight")
+    return coreset.set_column(place, "weight", pa.array(weights / weights.mean()))
+
+
 def as_they_finish(
     tasks: Sequence[Callable[[], ray.ObjectRef]], at_once: int
 ) -> Iterator[tuple[int, Any]]:
@@ -157,17 +178,22 @@ def _evaluate(
 ) -> dict[str, Any]:
     """uid: (u,) ascending, of the rows of `pool` and `label`: all that have a label. With how many
     of the coreset have none, as `unlabeled`."""
-    wanted = _bytes(read_table(locate(coreset.manifest), ["uid"])["uid"])
+    told = relative(read_table(locate(coreset.manifest), ["uid", "weight"]))
+    wanted, weight = _bytes(told["uid"]), told["weight"].to_numpy()
     rows = np.searchsorted(uid, wanted).clip(max=max(len(uid) - 1, 0))
-    rows = rows[uid[rows] == wanted]
+    labeled = uid[rows] == wanted
+    rows, weight = rows[labeled], weight[labeled]
     if not len(rows):
         raise ValueError(f"none of the {len(wanted)} images of {coreset.manifest} has a label")
-    rows = np.sort(rows) if coreset.by_uid else rows
+    if coreset.by_uid:
+        order = np.argsort(rows)
+        rows, weight = rows[order], weight[order]
     learned = label[rows]
     if coreset.corruption is not None:
         words = uid_words(pa.array(uid[rows].astype(str)))
         learned = coreset.corruption.apply(words, learned)
-    outcome = coreset.evaluate(pool[rows], learned, test, truth)
+    weights = weight if coreset.weighted else None
+    outcome = coreset.evaluate(pool[rows], learned, weights, test, truth)
     return outcome | {"unlabeled": len(wanted) - len(rows)}
 
 
@@ -179,6 +205,7 @@ def _train(
     recipe: Recipe,
     settings: dict[str, Any],
 ) -> dict[str, Any]:
-    chosen = read_table(locate(training.manifest), ["uid", "weight"])
+    chosen = relative(read_table(locate(training.manifest), ["uid", "weight"]))
+    recipe = replace(recipe, weighted=training.weighted)
     rows = training_rows(chosen, images, training.name, training.corruption)
     return train_and_test(rows, truth, recipe, seed=training.seed, name=training.name, **settings)

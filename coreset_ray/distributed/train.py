@@ -65,7 +65,7 @@ def train_and_test(
     loss that is not finite, for a name that belongs to other training, and after max_failures.
     """
     started = time.perf_counter()
-    _check_table(train, "train", classes, recipe.weighted)
+    _check_table(train, "train", classes, bool(recipe.weighted))
     _check_table(test, "test", classes, weighted=False)
     check_run(seed, name, workers, loader_workers, checkpoint_every)
     EpochBatches(1, recipe.batch_size, seed=seed, workers=workers)

@@ -18,7 +18,7 @@ from coreset_ray.distributed.fit import Hopeless
 from coreset_ray.distributed.train_loop import Training, Worker
 from coreset_ray.io.images import decode
 from coreset_ray.models.images import EpochBatches, IndexedImages
-from coreset_ray.models.recipe import Recipe, batch_loss
+from coreset_ray.models.recipe import Recipe, batch_loss, own_loss
 
 MAX_PIXELS = 200_000_000
 
@@ -76,8 +76,10 @@ class _ImageWorker(Worker):
     def loss(
         self, batches: EpochBatches, step: int, logits: torch.Tensor, label: torch.Tensor
     ) -> torch.Tensor:
-        weight = None if self.weight is None else self.weight[batches.batches[step]]
-        return batch_loss(logits, label, weight)
+        batch = batches.batches[step]
+        if self.weight is not None and self.images.recipe.weighted == "each":
+            return own_loss(logits, label, self.weight[batch[self.rank :: self.world]])
+        return batch_loss(logits, label, None if self.weight is None else self.weight[batch])
 
     @torch.inference_mode()
     def test(self) -> dict[str, Any]:

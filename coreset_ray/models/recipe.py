@@ -34,7 +34,8 @@ class Recipe:
     padding: pixels added on each side before the random crop (image_size ≤ 64 only).
     flip: mirror half of the training images; turn it off for digits and text.
     precision: auto is bfloat16 (float16 on older GPUs) on CUDA, float32 on the CPU.
-    weighted: scale each batch's loss by its mean sample weight (Eq. 10).
+    weighted: scale each batch's loss by its mean sample weight (Eq. 10); each: the loss of each
+    image by its own.
 
     Raises `ValueError` for a value outside its range.
     """
@@ -53,7 +54,7 @@ class Recipe:
     padding: int = 4
     flip: bool = True
     precision: Precision = "auto"
-    weighted: bool = False
+    weighted: bool | Literal["each"] = False
 
     def __post_init__(self) -> None:
         check_precision(self.precision)
@@ -156,6 +157,16 @@ def batch_loss(
     """
     loss = nn.functional.cross_entropy(logits.float(), label)
     return loss if weight is None else loss * weight.mean().item()
+
+
+def own_loss(logits: torch.Tensor, label: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Mean over images of weight · cross-entropy, for weights that count the images each stands
+    for, as CRAIG and GradMatch train.
+
+    logits: (b, c). label: (b,) int64. weight: (b,). Returns: a scalar.
+    """
+    loss = nn.functional.cross_entropy(logits.float(), label, reduction="none")
+    return (loss * weight.to(loss)).mean()
 
 
 def _to_tensor() -> list[v2.Transform]:
