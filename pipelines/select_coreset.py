@@ -176,6 +176,13 @@ def publish(
             "by_chance": fraction,
         }
     (stage.folder / "selection.json").write_json(selection)
+    balance = record["select"]["balance"]
+    if balance and record["kept"] < balance["groups"]:
+        _log.warning(
+            "select: a budget of %d images for the %d groups of select.balance leaves %d or more "
+            "without any: raise it",
+            *(record["kept"], balance["groups"], balance["groups"] - record["kept"]),
+        )
     uri = (stage.folder / "manifest.parquet").uri
     _log.info("select: kept %d of %d, in %s", record["kept"], record["rows"], uri)
     return stage.finish({"kept": record["kept"], "pool": record["rows"], **spent})

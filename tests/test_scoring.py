@@ -167,6 +167,21 @@ def test_groups_are_those_of_the_signal(embedded, balance):
     assert config.label == "prototypicality + moderate + balanced"
 
 
+def test_fewer_images_than_groups_are_chosen_and_said_aloud(embedded, caplog):
+    words = ["score.method=prototypicality", "score.params={}", "select.balance=clusters"]
+    config = load(embedded, ["signals.classes=4", *words, "select.budget=2"])
+    pool = write_signals(config)
+    found = manifest_of(config)
+    group = dict(
+        zip([f"{hi:016x}{lo:016x}" for hi, lo in pool.uid], pool["clusters.cluster"], strict=True)
+    )
+    assert len(found) == len({group[uid] for uid in found}) == 2, "one each, of as many as may be"
+    assert "2 images for the 3 groups of select.balance leaves 1 or more" in caplog.text
+    caplog.clear()
+    manifest_of(config.replace("select", budget=3))
+    assert "groups of select.balance" not in caplog.text
+
+
 def test_scores_do_not_depend_on_how_the_pool_is_sharded(embedded, tmp_path):
     """The same images under the same names, listed in another order, give the same answer."""
     config = load(embedded)

@@ -239,6 +239,12 @@ def slow_greedy(value: Value, n: int, k: int, kept: tuple[int, ...] = ()) -> lis
     return chosen
 
 
+def test_labels_are_read_only_where_classes_are_wanted() -> None:
+    wanted = {"measure": "mutual_information", "wanted": [1]}
+    plain, told = (catalog.build_selector("similar", p) for p in ({}, wanted))
+    assert set(told.needs) - set(plain.needs) == {"pseudo_labels.label"}
+
+
 def run(name: str, pool: Pool, k: int, params: dict[str, Any], **more: Any) -> list[int]:
     method = catalog.build_selector(name, params)
     assert not isinstance(method, catalog.Rule)

@@ -15,6 +15,14 @@ from coreset_ray.core.whole_set import Given
 Measure = Literal["conditional_gain", "mutual_information", "conditional_mutual_information"]
 
 
+class Needs:
+    """The columns that it needs: labels, of images kept already, only where some are wanted."""
+
+    def __get__(self, method: "SIMILAR | None", kind: type) -> tuple[str, ...]:
+        plain = method is None or method.measure == "conditional_gain"
+        return ("embedding", *NEIGHBORS, *(() if plain else ("pseudo_labels.label",)))
+
+
 @dataclass(frozen=True)
 class SIMILAR(Submodular):
     """Active learning by submodular information of what is kept, A, and the images that are kept
@@ -39,7 +47,7 @@ class SIMILAR(Submodular):
     nu: float = 1.0
     redundancy: float = 0.5
 
-    needs: ClassVar[tuple[str, ...]] = ("embedding", *NEIGHBORS, "pseudo_labels.label")
+    needs: ClassVar[tuple[str, ...]] = Needs()  # type: ignore[assignment]
     family: ClassVar[str] = "submodular"
     source: ClassVar[str] = "Kothawade et al., 2021, Table 1"
     cost: ClassVar[str] = "O(n·q·m) and O(neighbors) a gain"
