@@ -40,7 +40,7 @@ def run(config: Config) -> dict[str, Any]:
     own, told = config.embed.own(), config.pretrain
     assert own is not None and told is not None, "pretrain_stage refuses others"
     check_library()
-    _warn_of_another(config, stage)
+    _warn_of_another(config)
     start = time.monotonic()
     with on_cluster(config, config.compute.wait_for):
         gpu = trains_on_gpu(config)
@@ -81,7 +81,7 @@ def _told(config: Config) -> dict[str, Any]:
     return {"encoder": own.name, "input_size": own.input_size, **how}
 
 
-def _warn_of_another(config: Config, stage: Stage) -> None:
+def _warn_of_another(config: Config) -> None:
     """A pool that has grown makes for another encoder, and that for other embeddings."""
     folder, told = workspace_of(config).root / "encoders", _told(config)
     for info in folder.listing():

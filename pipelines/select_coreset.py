@@ -71,7 +71,7 @@ def stage_of(config: Config) -> tuple[Stage, dict[str, Any]]:
         inputs["filters"] = {
             name: told["dropped"] for name, told in filters.finished(config).items()
         }
-    told = _told(config, inputs)
+    told = _told(config)
     content.append(k)
     content += [sorted(inputs["filters"])] if config.select.filters else []
     if told["method"] != "top" or told["balance"]:
@@ -81,7 +81,7 @@ def stage_of(config: Config) -> tuple[Stage, dict[str, Any]]:
     return stage, record | {"kept": k, "inputs": inputs, "select": told}
 
 
-def _told(config: Config, inputs: dict[str, Any]) -> dict[str, Any]:
+def _told(config: Config) -> dict[str, Any]:
     """The selector as it will run: its name, all settings, and the groups that are balanced."""
     name, _, searched = config.selector()
     found = search.finished(config)[1] if searched else None

@@ -118,7 +118,7 @@ def _neighbourhood(cells, k, alpha, radius, room):
     hold: (radius, rows within it, runs, rows). A run is a pair (first place, where its distances
     start), with one more pair at the end. Place k is infinitely far."""
     x, y = np.float64(cells.x[k]), np.float64(cells.y[k])
-    radius = _radius(cells, k, x, y, alpha, radius)
+    radius = _radius(cells, x, y, alpha, radius)
     while True:
         used, count = _gather(cells, k, x, y, radius, room)
         inside = count_within(room[0], count, radius)
@@ -153,8 +153,8 @@ def _gather(cells, k, x, y, radius, room):
 
 
 @numba.njit(nogil=True, cache=True)
-def _radius(cells, k, x, y, alpha, radius):
-    """A distance from place k that holds a little more than alpha rows, judged by whole cells;
+def _radius(cells, x, y, alpha, radius):
+    """A distance from (x, y) that holds a little more than alpha rows, judged by whole cells;
     radius: a guess to start from, 0 for none."""
     least, most = alpha * _TIGHT[0] + 2.0, alpha * _TIGHT[1] + 8.0
     if most >= len(cells.x):

@@ -39,7 +39,6 @@ def train_heads(
     storage_path: str,
     workers: int = 1,
     use_gpu: bool = False,
-    resources_per_worker: dict[str, float] | None = None,
     max_failures: int = 3,
     checkpoint_every: int = 10,
     stop_after: int | None = None,
@@ -73,7 +72,6 @@ def train_heads(
         "storage_path": storage_path,
         "workers": workers,
         "use_gpu": use_gpu,
-        "resources_per_worker": resources_per_worker,
         "max_failures": max_failures,
     }
     if not (out / "heads.pt").exists():

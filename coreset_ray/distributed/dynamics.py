@@ -42,7 +42,6 @@ def record_dynamics(
     images: pa.Table | None = None,
     workers: int = 1,
     use_gpu: bool = False,
-    resources_per_worker: dict[str, float] | None = None,
     loader_workers: int = 0,
     checkpoint_every: int = 5,
     max_failures: int = 3,
@@ -98,11 +97,10 @@ def record_dynamics(
         loader_workers=loader_workers,
         open_file=open_file or open_any,
     )
-    how = {"use_gpu": use_gpu, "resources_per_worker": resources_per_worker}
     where = {"name": name, "storage_path": storage_path, "max_failures": max_failures}
     trained = out / "training.json"
     if not trained.exists():
-        outcome = fit(work, job, workers=workers, **where, **how)
+        outcome = fit(work, job, workers=workers, use_gpu=use_gpu, **where)
         if outcome.get("cached", 1) < 1:
             _log.warning(
                 "dynamics: %.1f%% of the images had no room in %s and were decoded each epoch; "

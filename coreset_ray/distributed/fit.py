@@ -32,7 +32,6 @@ def fit(
     storage_path: str,
     workers: int,
     use_gpu: bool,
-    resources_per_worker: dict[str, float] | None,
     max_failures: int,
 ) -> dict[str, Any]:
     """What `work` returns where rank is 0, called with {"job": job} on every worker.
@@ -44,9 +43,7 @@ def fit(
     trainer = TorchTrainer(
         work,
         train_loop_config={"job": job},
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=workers, use_gpu=use_gpu, resources_per_worker=resources_per_worker
-        ),
+        scaling_config=ray.train.ScalingConfig(num_workers=workers, use_gpu=use_gpu),
         run_config=ray.train.RunConfig(
             name=name,
             storage_path=place.path,
@@ -55,10 +52,8 @@ def fit(
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
         ),
     )
-    each = resources_per_worker or {"CPU": 1.0, "GPU": float(use_gpu)}
-    held = {"cpus": each.get("CPU", 0.0), "gpus": each.get("GPU", 0.0), "count": workers}
     try:
-        with needing("training", **held):
+        with needing("training", cpus=1.0, gpus=float(use_gpu), count=workers):
             outcome = trainer.fit().return_value
     except ray.train.TrainingFailedError as error:
         raise RuntimeError(f"training {name!r} failed: {error}") from error

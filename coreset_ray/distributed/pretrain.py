@@ -41,7 +41,6 @@ def pretrain_encoder(
     name: str,
     workers: int = 1,
     use_gpu: bool = False,
-    resources_per_worker: dict[str, float] | None = None,
     loader_workers: int = 0,
     checkpoint_every: int = 10,
     max_failures: int = 3,
@@ -94,7 +93,6 @@ def pretrain_encoder(
         storage_path=storage_path,
         workers=workers,
         use_gpu=use_gpu,
-        resources_per_worker=resources_per_worker,
         max_failures=max_failures,
     )
     if not outcome.pop("cached", True):

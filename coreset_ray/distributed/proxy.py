@@ -50,7 +50,6 @@ def train_proxy(
     name: str,
     workers: int = 1,
     use_gpu: bool = False,
-    resources_per_worker: dict[str, float] | None = None,
     checkpoint_every: int = 5,
     max_failures: int = 3,
 ) -> dict[str, Any]:
@@ -97,9 +96,8 @@ def train_proxy(
         out=out.uri,
     )
     if not (out / "models.pt").exists():
-        how = {"use_gpu": use_gpu, "resources_per_worker": resources_per_worker}
         where = {"name": name, "storage_path": storage_path, "max_failures": max_failures}
-        fit(work, job, workers=workers, **where, **how)
+        fit(work, job, workers=workers, use_gpu=use_gpu, **where)
     with (out / "models.pt").open_file() as source:
         state = torch.load(cast(BinaryIO, source), map_location="cpu", weights_only=True)
     if state["fingerprint"] != fingerprint:

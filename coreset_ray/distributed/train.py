@@ -37,7 +37,6 @@ def train_and_test(
     storage_path: str,
     workers: int = 1,
     use_gpu: bool = False,
-    resources_per_worker: dict[str, float] | None = None,
     loader_workers: int = 0,
     max_failures: int = 3,
     checkpoint_every: int = 10,
@@ -89,7 +88,6 @@ def train_and_test(
         storage_path=storage_path,
         workers=workers,
         use_gpu=use_gpu,
-        resources_per_worker=resources_per_worker,
         max_failures=max_failures,
     )
     seconds = time.perf_counter() - started
