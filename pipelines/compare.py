@@ -13,7 +13,7 @@ from coreset_ray.version import __version__
 from coreset_ray.versions import versions
 from pipelines import embed, evaluate
 from pipelines.compare_advice import recommendation
-from pipelines.compare_cells import Cell, make_cells
+from pipelines.compare_cells import Cell, make_cells, warn_of_rest
 from pipelines.compare_evaluate import evaluate_cells, labels_told, settings_by_evaluator
 from pipelines.compare_measures import agreements, measure_cells
 from pipelines.compare_plots import accuracy_plot, coverage_plot, memory_plot, seconds_plot
@@ -36,6 +36,7 @@ _log = logging.getLogger(__name__)
 def run(config: Config) -> dict[str, Any]:
     """Embeds, selects and evaluates what is not there yet; returns the stage's record."""
     wanted = _settings(config)
+    warn_of_rest(config, "compare")
     if config.evaluate is not None:
         evaluate.check(config)  # before hours are spent on the way there
     with on_cluster(config, config.compute.wait_for):

@@ -36,6 +36,15 @@ class Cell:
     failed: str | None = None
 
 
+def warn_of_rest(config: Config, command: str) -> None:
+    """Names what is configured and compared with nothing."""
+    if left := config.not_compared():
+        _log.warning(
+            "%s: %s: not read here, where each of compare.methods says what it chooses by and from",
+            *(command, ", ".join(left)),
+        )
+
+
 def counts(config: Config, rows: int) -> dict[int | float, int]:
     """Budgets as configured → images; `ValueError` for one the pool has not got or that is none,
     and for two that are the same."""

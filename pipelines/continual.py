@@ -10,12 +10,11 @@ import pyarrow as pa
 
 from coreset_ray.config import Config, ContinualConfig, fingerprint, plain
 from coreset_ray.core.continual import quotas, split_classes
-from coreset_ray.core.selection import resolve_budget
 from coreset_ray.distributed.continual import split_table
 from coreset_ray.io.tables import read_table, write_table
 from coreset_ray.version import __version__
 from pipelines import embed, evaluate
-from pipelines.compare_cells import Cell, make_cells
+from pipelines.compare_cells import Cell, counts, make_cells, warn_of_rest
 from pipelines.continual_learn import Task, learn
 from pipelines.continual_report import RESULTS, markdown
 from pipelines.inputs import (
@@ -39,6 +38,7 @@ _log = logging.getLogger(__name__)
 def run(config: Config) -> dict[str, Any]:
     """Selects from each task and learns what is not there yet; returns the stage's record."""
     told = _settings(config)
+    warn_of_rest(config, "continual")
     evaluate.check(config)
     with on_cluster(config):
         embed.run(config)
@@ -79,7 +79,9 @@ def _settings(config: Config) -> ContinualConfig:
                 "arrive, `compare` names methods, memory sizes (budgets) and seeds, `evaluate` "
                 "labeled test shards"
             )
-    assert config.continual is not None
+    assert config.continual is not None and config.compare is not None
+    if told := [c.label or c.method for c in config.compare.methods if c.weighted]:
+        _log.warning("continual: a memory has no weights: `weighted` of %s is not read", told)
     return config.continual
 
 
@@ -126,7 +128,7 @@ def _cells(config: Config, tasks: Sequence[Task], rows: int) -> dict[Cell, list[
     takes of a task when it arrives."""
     assert config.compare is not None, "the caller checked"
     sizes = [task.rows for task in tasks]
-    budgets = {b: resolve_budget(b, rows) for b in config.compare.budgets}
+    budgets = counts(config, rows)
     shares = {
         b: [int(quotas(k, sizes[: t + 1])[-1]) for t in range(len(tasks))]
         for b, k in budgets.items()

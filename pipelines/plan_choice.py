@@ -64,7 +64,7 @@ def choice_stage(
     """The stage `select` of a method that selects by itself."""
     method, k = config.rule(0.0), resolve_budget(config.select.budget, pool.rows)
     assert not isinstance(method, Rule), "rules read scores"
-    if not can_make_up(method.needs) or config.select.target:
+    if not can_make_up(method.needs) or config.select.target or config.select.keep:
         return Stage("select", 0, 0, None, "not planned")
     each, groups = _row_bytes(config, method.needs, pool), _groups(config)
     n, share = -(-pool.rows // groups), -(-k // groups)

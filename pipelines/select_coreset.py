@@ -204,7 +204,7 @@ def _target(config: Config) -> Table:
 
 
 def _kept(config: Config) -> tuple[str, ...]:
-    """The images that are chosen already, in their order."""
+    """The images that are chosen already, in their order; one that is named again counts once."""
     if config.select.keep is None:
         return ()
     place = locate(uri_of(config, config.select.keep))
@@ -212,7 +212,7 @@ def _kept(config: Config) -> tuple[str, ...]:
         raise ValueError(
             f"select.keep={config.select.keep!r} does not exist: give a manifest.parquet"
         )
-    return tuple(read_table(place, ["uid"])["uid"].to_pylist())
+    return tuple(dict.fromkeys(read_table(place, ["uid"])["uid"].to_pylist()))
 
 
 def _start_told(config: Config) -> dict[str, Any]:

@@ -54,7 +54,7 @@ def _made(wanted: Sequence[_Wanted]) -> Iterator[Made]:
     apart = []
     for one in wanted:
         source = source_of(one.config, one.record)
-        if _plain(one.config) and at_hand(source):
+        if _plain(one.config) and at_hand(source, one.record["kept"]):
             sources.setdefault(repr(source), (source, []))[1].append(one)
         else:
             apart.append(one)

@@ -313,6 +313,24 @@ def test_what_scores_keep_is_the_best_of_what_is_not_kept_already() -> None:
         coreset_ray.select(embedding, len(embedding), method="random", kept=own)
 
 
+def test_signals_that_are_no_numbers_are_refused_by_name() -> None:
+    of = pool()
+    given = {n: c.copy() for n, c in of.columns.items() if n != "embedding"}
+    given["knn.similarity"][7, 1] = np.nan
+    with pytest.raises(ValueError, match=r"signals\['knn.similarity'\] row 7 holds a NaN"):
+        coreset_ray.select(of["embedding"], 9, method="d2", uid=of.uid, signals=given)
+
+
+@pytest.mark.parametrize("name", [n for n in WHOLE if not build(n).weighs])
+def test_partitions_that_get_no_row_give_none(name: str) -> None:
+    """Of a hundred parts for sixty rows some are empty, or hold nothing but what is kept."""
+    method, of = build(name), pool()
+    kept = np.array([2, 50])
+    found = select(method, of, 20, kept=kept, partitions=100)
+    check(found, N, 20)
+    assert not set(found.rows.tolist()) & set(kept.tolist())
+
+
 def test_scores_take_no_target_and_no_partitions() -> None:
     for key, value in (("target", np.ones((2, 9))), ("partitions", 2)):
         with pytest.raises(ValueError, match="leave out target and partitions"):

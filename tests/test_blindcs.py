@@ -465,3 +465,11 @@ def test_rounding_says_what_it_does() -> None:
     assert fine["correlation"]["score"] > 0.99 > 0.9 > coarse["correlation"]["score"]
     exact = rounding_effect(BlindCS(draws=500), 0, np.round(z * 8) / 8, "float16")
     assert set(np.round(list(exact["correlation"].values()), 12)) == {1.0}
+
+
+def test_rows_that_coincide_end_a_slice_too() -> None:
+    """On a lattice the radius that is guessed around many rows at one place shrinks to nothing."""
+    z = np.round(np.random.default_rng(0).normal(size=(3000, 6))).astype(np.float32)
+    for each in (16, 64):
+        found = coreset_ray.score(z, neighbors=1, draws=960, draws_per_slice=each)
+        assert np.isfinite(found).all()

@@ -229,8 +229,8 @@ def test_budgets_are_counts_or_shares(finished):
     assert [*config.candidates()] == ["random", "typical", "d2", "broken"]
 
 
-def test_weights_are_learned_with_where_asked_and_by_default_where_they_count_images(finished):
-    path, _, _, _ = finished
+def with_weights(path):
+    """BlindCS with its weights and without: the configuration, the rows, and their accuracies."""
     params = {"draws": 300, "neighbors": 5}
     methods = [{"method": "blindcs", "params": params, "weighted": w} for w in (False, True)]
     words = [f"compare.methods={json.dumps(methods)}", "compare.budgets=[30]", "compare.seeds=[0]"]
@@ -238,10 +238,12 @@ def test_weights_are_learned_with_where_asked_and_by_default_where_they_count_im
     compare.run(config)
     folder = Path(compare.stage_of(config).folder.path)
     rows = pq.read_table(folder / "results.parquet").to_pylist()
-    ours = {(r["evaluator"], r["label"]): r["accuracy"] for r in rows}
-    assert {r["label"]: r["weighted"] for r in rows} == {
-        **{"random": False, "blindcs": False, "blindcs + weights": True}
-    }
+    return config, rows, {(r["evaluator"], r["label"]): r["accuracy"] for r in rows}
+
+
+@pytest.mark.slow
+def test_weights_give_what_evaluate_gives(finished):
+    config, _, ours = with_weights(finished[0])
     one = config.candidates()["blindcs + weights"].replace("select", budget=30)
     one = one.replace("evaluate", seeds=(0,))
     select_coreset.make(one)
@@ -249,10 +251,29 @@ def test_weights_are_learned_with_where_asked_and_by_default_where_they_count_im
     told = {(r["evaluator"], r["method"]): r["accuracy"] for r in evaluate.run(one)["results"]}
     for name in ("blindcs", "blindcs + weights"):
         assert ours["probe", name] == told["probe", name]
+    assert ours["knn", "blindcs + weights"] == told["knn", "blindcs"]
+
+
+def test_weights_are_learned_with_where_asked_and_by_default_where_they_count_images(finished):
+    path, _, _, _ = finished
+    rows, ours = with_weights(path)[1:]
+    assert {r["label"]: r["weighted"] for r in rows} == {
+        **{"random": False, "blindcs": False, "blindcs + weights": True}
+    }
     assert ours["probe", "blindcs"] != ours["probe", "blindcs + weights"]
-    assert ours["knn", "blindcs"] == ours["knn", "blindcs + weights"] == told["knn", "blindcs"]
+    assert ours["knn", "blindcs"] == ours["knn", "blindcs + weights"]
     counted = ["craig", {"method": "gradmatch", "weighted": False}, "glister"]
     found = load(path, [f"compare.methods={json.dumps(counted)}"]).candidates()
     assert {name: c.weighted and c.weighting() for name, c in found.items()} == {
         **{"random": False, "craig + weights": "each", "gradmatch": False, "glister": False}
     }
+
+
+def test_what_no_candidate_reads_is_named_and_targets_are_handed_on(finished, caplog):
+    path, _, _, _ = finished
+    words = ["compare.measures=false", "compare.methods=[random]", "compare.budgets=[30]"]
+    compare.run(load(path, [*words, "compare.seeds=[0]", "select.filters=[hypersphere]"]))
+    assert "select.filters: not read here" in caplog.text and "score." not in caplog.text
+    prism = ["select.method=prism", "select.target.shards=[a.tar]", "compare.methods=[prism]"]
+    found = load(path, ["score={}", *prism]).candidates()
+    assert found["prism"].select.target.shards == ("a.tar",) and not found["random"].select.target

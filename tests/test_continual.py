@@ -281,6 +281,13 @@ def small(ray_local, tmp_path_factory):
     return config, continual.run(config), folder / "work"
 
 
+def test_budgets_that_are_the_same_are_refused(small):
+    config, _, _ = small
+    both = config.compare.model_copy(update={"budgets": (20, 20 / 80)})
+    with pytest.raises(ValueError, match=r"budgets: 0.25 of 80 images keeps 20, as another"):
+        continual.run(config.model_copy(update={"compare": both}))
+
+
 def test_a_small_run_learns_digits_in_tasks(small):
     config, record, work = small
     assert [name for task in record["tasks"] for name in task] == [str(i) for i in range(10)]

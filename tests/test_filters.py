@@ -136,3 +136,28 @@ def test_rows_left_out_take_no_part() -> None:
         coreset_ray.select(of["embedding"], 80, method="herding", **given)
     with pytest.raises(ValueError, match="did you mean 'hypersphere'"):
         coreset_ray.select(of["embedding"], 8, method="herding", filters=["hypersfere"])
+
+
+def test_copies_are_found_at_the_highest_threshold() -> None:
+    """Lengths are rounded to float32, so a copy's inner product may lie below 1."""
+    z = np.maximum(np.random.default_rng(0).normal(size=(500, 24)), 0).astype(np.float32)
+    unit = z / np.linalg.norm(z, axis=1, keepdims=True)
+    twice = np.concatenate([unit, unit])
+    other = (np.arange(1000) + 500) % 1000
+    told = np.einsum("ij,ij->i", twice, twice[other], dtype=np.float32)
+    assert (told < 1).any(), "or nothing is tested"
+    columns = {"knn.neighbor": other[:, None], "knn.similarity": told[:, None]}
+    of = Pool(pool(1000).uid, {**columns, "clusters.cluster": np.zeros(1000, np.int64)})
+    assert dropped_by(NearDuplicates(threshold=1.0), of).sum() == 500
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint32, np.uint64, np.int16])
+def test_groups_of_any_integers_leave_out_what_filters_drop(kind: type) -> None:
+    z = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
+    group, how = np.arange(50) % 3, {"method": "k_center", "filters": ["hypersphere"]}
+    plain = coreset_ray.select(z, 9, group=group, **how).rows
+    np.testing.assert_array_equal(
+        coreset_ray.select(z, 9, group=group.astype(kind), **how).rows, plain
+    )
+    with pytest.raises(ValueError, match="group holds 18446744073709551615"):
+        coreset_ray.select(z, 9, group=np.full(50, 2**64 - 1, np.uint64), **how)

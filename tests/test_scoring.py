@@ -146,6 +146,25 @@ def test_methods_that_select_alone_choose_as_in_one_process(
     assert config.label == method
 
 
+def test_images_kept_that_are_named_twice_count_once(embedded, tmp_path):
+    config = load(embedded, ["score={}", "select.method=herding", "signals.classes=4"])
+    uid = manifest_of(config)
+    found = []
+    for name, kept in (("once", uid[:2]), ("twice", [*uid[:2], *uid[:2]])):
+        pq.write_table(pa.table({"uid": kept}), tmp_path / f"{name}.parquet")
+        found.append(manifest_of(config.replace("select", keep=str(tmp_path / f"{name}.parquet"))))
+    assert found[0] == found[1] and not set(found[0]) & set(uid[:2])
+
+
+def test_parts_that_get_none_of_few_rows_change_nothing(embedded):
+    """As in one process: fifty parts for 120 rows."""
+    config = load(embedded, ["score={}", "select.method=medoids", "signals.classes=4"])
+    pool = write_signals(config)
+    found = manifest_of(config.replace("select", partitions=50))
+    rows = select_alone(config.rule(), pool, len(found), 0, partitions=50).rows
+    assert found == [f"{hi:016x}{lo:016x}" for hi, lo in pool.uid[rows]]
+
+
 def test_what_fits_no_machine_is_refused_with_the_arithmetic(embedded, monkeypatch):
     config = load(embedded, ["score={}", "select.method=facility_location", "signals.classes=4"])
     write_signals(config)

@@ -166,18 +166,18 @@ def test_a_budget_that_cannot_be_fails_alone(files, name, tmp_path):
 def test_a_pool_is_at_hand_while_each_cpu_has_room_for_it(files, monkeypatch):
     _, where, rows, _, _ = files
     source = ByItself(catalog.build_selector("k_center", {}), 0, where, tuple(rows.items()))
-    size = source.bytes()
+    size = source.bytes(10)
     assert size >= N * 6 * 4 and size % N == 0
 
     def of(*nodes):
         told = type("Cluster", (), {"nodes": nodes})()
         monkeypatch.setattr(at_hand, "cluster", lambda: told)
-        return at_hand.at_hand(source)
+        return at_hand.at_hand(source, 10)
 
     assert of((4.0, 4 * size)) and not of((4.0, 4 * size - 1))
     assert not of((1.0, size), (2.0, size)), "on every node"
     many = tuple((f"p{i}", AT_HAND) for i in range(2))
-    monkeypatch.setattr(ByItself, "bytes", lambda self: sum(n for _, n in self.parts))
+    monkeypatch.setattr(ByItself, "bytes", lambda self, k: sum(n for _, n in self.parts))
     source = dataclasses.replace(source, parts=many)
     assert not of((1.0, 100 * AT_HAND)), "however large the node"
 
@@ -212,3 +212,12 @@ def test_many_configurations_have_the_manifests_of_each_alone(ray_local, tmp_pat
         stages = [select_coreset.finished(config)[0] for config in configs]
         found.append([read_table(s.folder / "manifest.parquet").to_pylist() for s in stages])
     assert found[0] == found[1] and [len(rows) for rows in found[0]] == [9, 20, 9, 20, 9]
+
+
+def test_what_a_choice_itself_takes_counts_too(files, monkeypatch):
+    """GradMatch's 16 · k² bytes, which its rows do not tell."""
+    _, where, rows, _, _ = files
+    source = ByItself(catalog.build_selector("gradmatch", {}), 0, where, tuple(rows.items()))
+    told = type("Cluster", (), {"nodes": ((2.0, 64 << 30),)})()
+    monkeypatch.setattr(at_hand, "cluster", lambda: told)
+    assert at_hand.at_hand(source, 10) and not at_hand.at_hand(source, 50_000)

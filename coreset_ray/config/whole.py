@@ -115,6 +115,8 @@ class Config(Section):
         score, select = candidate.sections()
         score |= {"seed": self.score.seed}
         select |= {"budget": self.select.budget}
+        if _targeted(select["method"]) and self.select.target is not None:
+            select["target"] = plain(self.select.target)
         given = {"score": score, "select": select, "compare": None, "continual": None}
         config = validate(Config, plain(self) | given)
         if self.evaluate is not None:
@@ -124,6 +126,11 @@ class Config(Section):
             return config
         search = self.select.search.model_copy(update={"budgets": self.compare.budgets})
         return config.replace("select", search=search)
+
+    def not_compared(self) -> list[str]:
+        """Settings of this configuration that none of its candidates reads."""
+        told = {"score": ("until", "columns"), "select": ("filters", "keep", "partitions")}
+        return [f"{s}.{k}" for s, keys in told.items() for k in changed(getattr(self, s), keys)]
 
     def selector(self) -> tuple[str, dict[str, Any], str | None]:
         """The name of the selector, its settings but the one that is `auto`, and that one."""
@@ -231,6 +238,11 @@ def _check_paths(config: Config) -> None:
                 f"storage.endpoint would be that of {' and '.join(taking)} alike: leave it out and "
                 "write it into the paths that it is for, as ?endpoint=http://HOST:PORT"
             )
+
+
+def _targeted(name: str | None) -> bool:
+    kind = catalog.selector_classes().get(name or "")
+    return kind is not None and issubclass(kind, WholeSet) and kind.targeted
 
 
 def _check_alone(config: Config, name: str, method: catalog.Selector) -> None:

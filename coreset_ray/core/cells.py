@@ -118,13 +118,14 @@ def _neighbourhood(cells, k, alpha, radius, room):
     hold: (radius, rows within it, runs, rows). A run is a pair (first place, where its distances
     start), with one more pair at the end. Place k is infinitely far."""
     x, y = np.float64(cells.x[k]), np.float64(cells.y[k])
-    radius = _radius(cells, x, y, alpha, radius)
+    radius, wider = _radius(cells, x, y, alpha, radius), 1.2
     while True:
         used, count = _gather(cells, k, x, y, radius, room)
         inside = count_within(room[0], count, radius)
         if inside >= alpha:
             return radius, inside, used, count
-        radius = radius * 1.2 if radius > 0 and count < len(cells.x) else _FAR
+        radius = min(radius * wider, _FAR) if radius > 0 and count < len(cells.x) else _FAR
+        wider *= wider  # rows that coincide let the guess shrink to almost nothing
 
 
 @numba.njit(nogil=True, cache=True)

@@ -87,6 +87,9 @@ def pool_of(
                 f"signals[{name!r}] has {len(column)} rows: expected {len(z)}, one for each row of "
                 "the embedding"
             )
+        if np.issubdtype(column.dtype, np.floating) and not np.isfinite(column).all():
+            bad = np.flatnonzero(~np.isfinite(column).reshape(len(z), -1).all(axis=1))[0]
+            raise ValueError(f"signals[{name!r}] row {bad} holds a NaN or infinite value: mend it")
     return Pool(uid, {"embedding": z, **(signals or {})})
 
 

@@ -68,7 +68,7 @@ class Rule(Method):
 
 def hardest(beta: float, n: int) -> int:
     """⌊beta · n⌋, of the numbers as they are written: ⌊0.29 · 100⌋ is 29."""
-    return int(beta * n + 1e-9)
+    return int(beta * n * (1 + 1e-14) + 1e-9)
 
 
 def tenths(keep: float) -> tuple[float, ...]:
@@ -92,7 +92,9 @@ def check_group(group: np.ndarray | None, n: int) -> np.ndarray | None:
             f"group has shape {group.shape} and dtype {group.dtype}: expected ({n},) integers "
             "from 0 up"
         )
-    return group
+    if group.max() > np.iinfo(np.int64).max:
+        raise ValueError(f"group holds {group.max()}: number groups from 0 without large gaps")
+    return group.astype(np.int64)
 
 
 def shares(k: int, capacity: np.ndarray) -> np.ndarray:

@@ -102,5 +102,7 @@ def advise(found: list[Standing]) -> list[Advice]:
 
 
 def _alike(one: Runs, other: Runs) -> bool:
+    if not one.values.keys() & other.values.keys():
+        return True
     p = one.beside(other).p
     return p is None or p > LEVEL

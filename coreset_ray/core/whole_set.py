@@ -94,7 +94,7 @@ def two_rounds(
     if len(parts) == 1:
         return choose(parts[0], k)
     free = [len(part) - int(np.isin(part, kept).sum()) for part in parts]
-    first = [choose(part, min(k, f)).rows for part, f in zip(parts, free, strict=True)]
+    first = [choose(part, min(k, f)).rows for part, f in zip(parts, free, strict=True) if f]
     return choose(np.unique(np.concatenate([kept, *first])), k)
 
 

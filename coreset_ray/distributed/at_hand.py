@@ -18,6 +18,7 @@ from coreset_ray.core.pool import joined
 from coreset_ray.core.rule import choose_rows
 from coreset_ray.core.selection import Selection
 from coreset_ray.core.threads import one_thread
+from coreset_ray.core.whole_set import WholeSet
 from coreset_ray.distributed.alone import REASON, row_bytes
 from coreset_ray.distributed.blocks import PoolFiles
 from coreset_ray.distributed.choose import Ranking, Scored, group_of
@@ -52,7 +53,7 @@ class FromScores:
 
     together = False  # ranking again costs less than reading
 
-    def bytes(self) -> int:
+    def bytes(self, images: int) -> int:
         return COPIES * _SCORED * self.rows
 
     def read(self) -> _Held:
@@ -91,9 +92,10 @@ class ByItself:
     def together(self) -> bool:
         return in_one_go(self.method)
 
-    def bytes(self) -> int:
+    def bytes(self, images: int) -> int:
+        scratch = self.method.scratch(images) if isinstance(self.method, WholeSet) else 0
         each = row_bytes(self.method.needs, self.files, self.parts[0][0])
-        return COPIES * each * sum(rows for _, rows in self.parts)
+        return COPIES * each * sum(rows for _, rows in self.parts) + scratch
 
     def read(self) -> _Held:
         table = PartedTable(locate(self.files.table))
@@ -130,10 +132,10 @@ class Outcome:
     failed: str | None = None
 
 
-def at_hand(source: FromScores | ByItself) -> bool:
-    """Whether a process for every CPU may hold this pool."""
+def at_hand(source: FromScores | ByItself, images: int) -> bool:
+    """Whether a process for every CPU may hold this pool, and choose so many of it."""
     room = [memory / max(1.0, cpus) for cpus, memory in cluster().nodes]
-    return source.bytes() <= min([AT_HAND, *room])
+    return source.bytes(images) <= min([AT_HAND, *room])
 
 
 def choose_at_hand(jobs: Sequence[Job]) -> Iterator[tuple[int, list[Outcome]]]:

@@ -70,6 +70,8 @@ def _choose(work: Work, group: int, k: int, partition: int | None, *first: Selec
     """Of the rows of a group; those of one partition; or, given what was chosen of each, those."""
     one_thread()
     pool, number = _read(work, group, partition, first)
+    if not len(np.setdiff1d(number, work.given.kept)):  # a partition that got none of a few
+        return Selection(np.empty(0, np.int64), np.empty(0), np.empty(0))
     place = np.searchsorted(number, work.given.kept).clip(max=len(number) - 1)
     own = place[number[place] == work.given.kept]
     given = Given(own, work.given.target)

@@ -9,6 +9,8 @@ from coreset_ray.core.duplicates import repeats
 from coreset_ray.core.filter import Filter
 from coreset_ray.core.pool import Pool
 
+_SAME = 1 - 2.0**-20  # cosine of rows that are the same, whose lengths are rounded to float32
+
 
 @dataclass(frozen=True)
 class NearDuplicates(Filter):
@@ -33,7 +35,8 @@ class NearDuplicates(Filter):
 
     def drop(self, pool: Pool) -> np.ndarray:
         neighbor, cell = pool["knn.neighbor"], pool["clusters.cluster"]
-        row, rank = np.nonzero((pool["knn.similarity"] >= self.threshold) & (neighbor >= 0))
+        least = min(self.threshold, _SAME)
+        row, rank = np.nonzero((pool["knn.similarity"] >= least) & (neighbor >= 0))
         other = neighbor[row, rank]
         alike = cell[row] == cell[other]
         return repeats(row[alike], other[alike].astype(np.int64), len(pool))

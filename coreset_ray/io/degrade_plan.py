@@ -48,7 +48,7 @@ def plan_pool(
             f"the source has {len(kept)} at long_tail={settings.long_tail:g}: lower size to "
             f"{int(len(kept) * settings.factor)}, or raise factor"
         )
-    total = settings.size or math.ceil(distinct * settings.factor)
+    total = settings.size or math.ceil(distinct * settings.factor - 1e-6)
     off, blank, noise = (
         int(share * total + 1e-9) for share in (settings.off_topic, settings.blank, settings.noise)
     )
