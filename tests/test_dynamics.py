@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from local_training import in_this_process
 from PIL import Image
 from pools import table_of
 from signal_columns import dynamics
@@ -232,7 +233,8 @@ def data(tmp_path_factory):
 def whole(data, ray_local, tmp_path_factory):
     """An uninterrupted run of one worker: its folder, facts and columns."""
     folder = tmp_path_factory.mktemp("whole")
-    return folder, *record(folder, data, "out")
+    with in_this_process():
+        return folder, *record(folder, data, "out")
 
 
 def test_the_record_is_of_the_pass_that_trains(data, whole) -> None:
