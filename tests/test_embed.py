@@ -130,7 +130,7 @@ def no_ray(monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError("there is nothing to do: Ray is not needed")
 
-    monkeypatch.setattr(embed, "session", refuse)
+    monkeypatch.setattr(embed, "on_cluster", refuse)
     monkeypatch.setattr(embed, "_embed_missing", refuse)
 
 

@@ -131,7 +131,7 @@ def test_nothing_new_starts_nothing(standing, monkeypatch):
     standing.arrive(0)
     standing.run()
     before = {p: p.stat().st_mtime_ns for p in (standing.folder / "work").rglob("*")}
-    monkeypatch.setattr(reselect, "session", None)
+    monkeypatch.setattr(reselect, "on_cluster", None)
     monkeypatch.setattr(reselect, "hold", None)
     assert standing.run()["report"].startswith("Nothing new")
     assert {p: p.stat().st_mtime_ns for p in (standing.folder / "work").rglob("*")} == before
