@@ -64,7 +64,8 @@ def choice_stage(
     """The stage `select` of a method that selects by itself."""
     method, k = config.rule(0.0), resolve_budget(config.select.budget, pool.rows)
     assert not isinstance(method, Rule), "rules read scores"
-    if not can_make_up(method.needs) or config.select.target or config.select.keep:
+    of_kept = "pseudo_labels.label" in method.needs  # it starts from labels of images kept already
+    if not can_make_up(method.needs) or config.select.target or of_kept:
         return Stage("select", 0, 0, None, "not planned")
     each, groups = _row_bytes(config, method.needs, pool), _groups(config)
     n, share = -(-pool.rows // groups), -(-k // groups)

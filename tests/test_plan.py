@@ -377,6 +377,10 @@ def test_choices_and_filters_are_planned(tmp_path):
     near = planned(tmp_path, "select.filters=[near_duplicates, hypersphere]")["filters"]
     read = 50_000 * (50 * 12 + 8 + 5120) / 1e9
     assert near == (pytest.approx(6 + read + 100), "by 1,000, 1,000 made-up rows")
+    assert seconds("select.method=k_center", "select.keep=m.parquet") > 0
+    wanted = "select.params={measure: mutual_information, wanted: [1]}"
+    told = "select.method=similar", wanted, "select.keep=m.parquet"
+    assert planned(tmp_path, *told)["select"] == (None, "not planned")
     for unknown in ("select.method=freesel", "score.method=elfs"):
         assert planned(tmp_path, unknown)["select"] == (None, "not planned")
 
