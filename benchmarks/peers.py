@@ -26,6 +26,7 @@ import numpy as np
 from scipy.sparse import csr_matrix
 
 from coreset_ray.core.alone import select_alone
+from coreset_ray.core.directions import OfEmbeddings
 from coreset_ray.core.maximize import maximize
 from coreset_ray.core.pool import Pool, pool_of
 from coreset_ray.core.similarity import Dense, Kernel, Sparse, neighbor_kernel
@@ -71,7 +72,7 @@ def run(options: argparse.Namespace) -> None:
         start, cpu = time.perf_counter(), time.process_time()
         rows = choose(pool["embedding"], kernel, options.k)
         told = {"seconds": time.perf_counter() - start, "cpu": time.process_time() - cpu}
-    worth = Function(kernel or Dense(pool["embedding"])).after(rows).value()
+    worth = Function(kernel or Dense(OfEmbeddings(pool["embedding"]))).after(rows).value()
     print(json.dumps(told | {"peak": memory.grown / 1e6, "objective": worth}))
 
 
@@ -85,14 +86,14 @@ def rows_of(workspace: str, n: int) -> Pool:
 
 
 def nearest(pool: Pool) -> Sparse:
-    cosine = Dense(pool["embedding"]).held
+    cosine = Dense(OfEmbeddings(pool["embedding"])).held
     assert cosine is not None
     order = np.argsort(-cosine, axis=1, kind="stable")
     own = order == np.arange(len(order))[:, None]
     near = order[~own].reshape(len(order), -1)[:, :_NEIGHBORS]
     similarity = np.take_along_axis(cosine, near, 1).astype(np.float32)
     told = {"knn.neighbor": near, "knn.similarity": similarity}
-    return neighbor_kernel(Pool(pool.uid, told), _NEIGHBORS)
+    return neighbor_kernel(Pool(pool.uid, told), "embeddings", _NEIGHBORS)
 
 
 def ours_dense(embedding: np.ndarray, kernel: Kernel | None, k: int) -> np.ndarray:

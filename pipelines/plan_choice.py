@@ -36,7 +36,8 @@ def check_choice(config: Config, pool: PoolSize, on: Cluster) -> None:
     parts = config.select.partitions
     asked = pool.rows // groups, each, parts, on.nodes
     remedy = limits.SHARE_OUT if method.weighs else None
-    limits.check_whole(*asked, chosen=share, scratch=method.scratch(share), remedy=remedy)
+    width = {column: _widths(config, pool).numbers(column) for column in method.needs}
+    limits.check_whole(*asked, chosen=share, scratch=method.scratch(share, width), remedy=remedy)
 
 
 def filters_stage(

@@ -17,8 +17,26 @@ from coreset_ray.core.selection import Selection
 from coreset_ray.core.whole_set import Given, WholeSet
 
 N = 90
-ALONE = [n for n, c in catalog.selector_classes().items() if not issubclass(c, Rule)]
-GREEDY = [n for n in ALONE if issubclass(catalog.selector_classes()[n], Greedy)]
+SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {  # under which a method goes another way
+    "facility_location of all pairs": ("facility_location", {"kernel": "dense"}),
+    "facility_location of gradients": ("facility_location", {"similarity": "gradients"}),
+    "facility_location of drawn rows": ("facility_location", {"optimizer": "stochastic"}),
+    "graph_cut of all pairs": ("graph_cut", {"kernel": "dense"}),
+    "graph_cut of gradients": ("graph_cut", {"similarity": "gradients"}),
+    "graph_cut of all gradients": ("graph_cut", {"similarity": "gradients", "kernel": "dense"}),
+    "log_determinant of gradients": ("log_determinant", {"similarity": "gradients"}),
+    "prism of the query": ("prism", {"form": "facility_location_query"}),
+    "prism given what is kept": ("prism", {"measure": "conditional_mutual_information"}),
+    "similar by graph cut": ("similar", {"form": "graph_cut"}),
+}
+
+
+def build(name: str) -> Any:
+    return catalog.build_selector(*SETTINGS.get(name, (name, {})))
+
+
+ALONE = [n for n, c in catalog.selector_classes().items() if not issubclass(c, Rule)] + [*SETTINGS]
+GREEDY = [name for name in ALONE if isinstance(build(name), Greedy)]
 WHOLE = [n for n in ALONE if n not in GREEDY]
 every = pytest.mark.parametrize("name", ALONE)
 every_greedy = pytest.mark.parametrize("name", GREEDY)
@@ -28,10 +46,6 @@ def pool(n: int = N, seed: int = 0) -> Pool:
     rng = np.random.default_rng(seed)
     uid = rng.integers(0, 2**64, (n, 2), np.uint64)
     return pool_with_signals(rng.normal(size=(n, 9)).astype(np.float32), uid, seed)
-
-
-def build(name: str) -> Any:
-    return catalog.build_selector(name, {})
 
 
 def select(
@@ -280,11 +294,13 @@ def test_the_notebook_interface_equals_the_runner(name: str) -> None:
     more: dict[str, Any] = {"kept": np.array([4, 9])}
     if isinstance(method, WholeSet) and method.targeted:
         more["target"] = of["embedding"][:3]
-    found = coreset_ray.select(of["embedding"], 9, method=name, uid=of.uid, signals=given, **more)
+    known, params = SETTINGS.get(name, (name, {}))
+    told: dict[str, Any] = {"method": known, "signals": given, **params}
+    found = coreset_ray.select(of["embedding"], 9, uid=of.uid, **told, **more)
     expected = select_alone(method, of, 9, 0, **more)
     np.testing.assert_array_equal(found.rows, expected.rows)
     with pytest.raises(ValueError, match="selects by itself"):
-        coreset_ray.select(of["embedding"], 9, method=name, signals=given, selector="ccs")
+        coreset_ray.select(of["embedding"], 9, selector="ccs", **told)
 
 
 @every

@@ -113,13 +113,17 @@ def manifest_of(config) -> list[str]:
 ALONE = [n for n, c in catalog.selector_classes().items() if not issubclass(c, Rule)]
 
 
-@pytest.mark.parametrize("method", ALONE)
+@pytest.mark.parametrize(
+    ("method", "params"),
+    [*((name, "{}") for name in ALONE), ("facility_location", "{similarity: gradients}")],
+)
 def test_methods_that_select_alone_choose_as_in_one_process(
-    embedded, monkeypatch, tmp_path, method
+    embedded, monkeypatch, tmp_path, method, params
 ):
     """Whole, beside images kept already and in groups; without a score being made."""
     real = alone.cluster
     words = ["score={}", f"select.method={method}", "signals.classes=4"]
+    words.append(f"select.params={params}")
     kind = catalog.selector_classes()[method]
     targeted = issubclass(kind, WholeSet) and kind.targeted
     if targeted:
@@ -143,7 +147,7 @@ def test_methods_that_select_alone_choose_as_in_one_process(
         given = {"group": group, "kept": kept, "partitions": partitions, **more}
         rows = select_alone(config.rule(), pool, 24, 0, **given).rows
         assert found == uid[rows].tolist()
-    assert config.label == method
+    assert config.label.startswith(method)
 
 
 def test_images_kept_that_are_named_twice_count_once(embedded, tmp_path):

@@ -97,10 +97,16 @@ def test_all_budgets_at_once_are_each_by_itself(files, name):
             np.testing.assert_array_equal(kept.weights, single.weights)
 
 
-@pytest.mark.parametrize("name", ALONE)
-def test_a_task_writes_what_is_chosen_from_arrays_in_memory(files, name, tmp_path):
+BY_GRADIENTS = [
+    (name, {"similarity": "gradients"})
+    for name in ("facility_location", "graph_cut", "log_determinant")
+]
+
+
+@pytest.mark.parametrize(("name", "params"), [*((n, {}) for n in ALONE), *BY_GRADIENTS])
+def test_a_task_writes_what_is_chosen_from_arrays_in_memory(files, name, params, tmp_path):
     _, where, rows, pool, uid = files
-    method = catalog.build_selector(name, {})
+    method = catalog.build_selector(name, params)
     source = ByItself(method, 4, where, tuple(rows.items()))
     assert source.together == in_one_go(method)
     asked = [20, 5]

@@ -11,8 +11,11 @@ import pytest
 from signal_columns import neighbors, pool_with_signals
 
 from coreset_ray import catalog
+from coreset_ray.core import directions
 from coreset_ray.core import similarity as kernels
 from coreset_ray.core.alone import select_alone
+from coreset_ray.core.directions import OfEmbeddings, OfGradients
+from coreset_ray.core.exact import grid_rows
 from coreset_ray.core.log_determinant import LogDeterminant
 from coreset_ray.core.maximize import maximize
 from coreset_ray.core.pool import Pool, pool_of
@@ -23,7 +26,9 @@ from coreset_ray.core.submodular import (
     LinearSums,
     Modular,
     NeighborSums,
+    linear_bits,
 )
+from coreset_ray.core.whole_set import WholeSet
 
 N = 30
 OPTIMIZERS = ("naive", "lazy", "stochastic", "lazier")
@@ -66,6 +71,25 @@ def sparse_cosines(pool: Pool, k: int) -> np.ndarray:
     return s
 
 
+def gradient_of(pool: Pool) -> np.ndarray:
+    """(n, c·(h + 1)) float64, each whole."""
+    residual = pool["proxy.probability"].astype(np.float64)
+    residual[np.arange(len(pool)), pool["proxy.label"]] -= 1
+    feature = np.concatenate([pool["proxy.feature"], np.ones((len(pool), 1))], axis=1)
+    return np.array([np.outer(*pair).ravel() for pair in zip(residual, feature, strict=True)])
+
+
+def nearest_gradients(pool: Pool, k: int) -> np.ndarray:
+    """The matrix of similarities of gradients that the sparse kernel keeps of all."""
+    s = cosines(gradient_of(pool))
+    kept = np.eye(len(s))
+    for i in range(len(s)):
+        others = [j for j in np.argsort(-s[i], kind="stable").tolist() if j != i]
+        for j in others[:k]:
+            kept[i, j] = kept[j, i] = max(s[i, j], 0)
+    return kept
+
+
 def facility(s: np.ndarray, chosen: list[int]) -> float:
     return float(s[:, chosen].max(axis=1).sum()) if chosen else 0.0
 
@@ -89,9 +113,12 @@ def functions(pool: Pool) -> dict[str, tuple[Callable[[], Function], Value]]:
     rng = np.random.default_rng(5)
     floor, cap = 0.3 * rng.random(len(pool)), 0.4 + 0.6 * rng.random(len(pool))
     extra = rng.random(len(pool))
+    g = gradient_of(pool)
+    alike, close = cosines(g), nearest_gradients(pool, 4)
+    coarse = OfGradients(pool, linear_bits(len(pool)))
 
     def sparse() -> kernels.Sparse:
-        return kernels.neighbor_kernel(pool, 4)
+        return kernels.neighbor_kernel(pool, "embeddings", 4)
 
     def capped(chosen: list[int]) -> float:
         best = near[:, chosen].max(axis=1) if chosen else np.zeros(len(near))
@@ -100,14 +127,39 @@ def functions(pool: Pool) -> dict[str, tuple[Callable[[], Function], Value]]:
 
     return {
         "facility location": (lambda: FacilityLocation(sparse()), lambda s: facility(near, s)),
-        "dense": (lambda: FacilityLocation(kernels.Dense(z)), lambda s: facility(positive, s)),
+        "dense": (
+            lambda: FacilityLocation(kernels.Dense(OfEmbeddings(z))),
+            lambda s: facility(positive, s),
+        ),
         "capped": (
             lambda: FacilityLocation(sparse(), floor=floor, cap=cap, extra=extra),
             capped,
         ),
         "graph cut": (lambda: GraphCut(NeighborSums(sparse()), 0.5), lambda s: cut(near, s, 0.5)),
-        "linear cut": (lambda: GraphCut(LinearSums(z), 0.5), lambda s: cut(half, s, 0.5)),
-        "log-determinant": (lambda: LogDeterminant(z, 2.0), lambda s: log_determinant(z, s, 2.0)),
+        "linear cut": (
+            lambda: GraphCut(LinearSums(OfEmbeddings(z, linear_bits(len(z)))), 0.5),
+            lambda s: cut(half, s, 0.5),
+        ),
+        "log-determinant": (
+            lambda: LogDeterminant(OfEmbeddings(z), 2.0),
+            lambda s: log_determinant(z, s, 2.0),
+        ),
+        "facility location of gradients": (
+            lambda: FacilityLocation(kernels.neighbor_kernel(pool, "gradients", 4)),
+            lambda s: facility(close, s),
+        ),
+        "dense, of gradients": (
+            lambda: FacilityLocation(kernels.Dense(OfGradients(pool))),
+            lambda s: facility(np.maximum(alike, 0), s),
+        ),
+        "linear cut of gradients": (
+            lambda: GraphCut(LinearSums(coarse), 0.5),
+            lambda s: cut((1 + alike) / 2, s, 0.5),
+        ),
+        "log-determinant of gradients": (
+            lambda: LogDeterminant(OfGradients(pool), 2.0),
+            lambda s: log_determinant(g, s, 2.0),
+        ),
         "modular": (lambda: Modular(extra), lambda s: float(extra[s].sum())),
     }
 
@@ -176,7 +228,7 @@ def test_lazier_optimisers_compute_fewer_gains() -> None:
     pool, k, n = pool_at(400), 40, 400
     used = {}
     for optimizer in OPTIMIZERS:
-        counting = Counting(FacilityLocation(kernels.neighbor_kernel(pool, 5)))
+        counting = Counting(FacilityLocation(kernels.neighbor_kernel(pool, "embeddings", 5)))
         maximize(counting, np.arange(n), k, optimizer)
         used[optimizer] = counting.count
     assert used["naive"] == sum(n - i for i in range(k)) + k
@@ -224,7 +276,10 @@ def test_few_neighbors_are_almost_as_good_as_all() -> None:
     s = np.maximum(cosines(pool["embedding"]), 0)
     rows = [
         maximize(FacilityLocation(kernel), np.arange(400), 40, "lazy").rows.tolist()
-        for kernel in (kernels.Dense(pool["embedding"]), kernels.neighbor_kernel(near, 5))
+        for kernel in (
+            kernels.Dense(OfEmbeddings(pool["embedding"])),
+            kernels.neighbor_kernel(near, "embeddings", 5),
+        )
     ]
     assert facility(s, rows[0]) >= facility(s, rows[1]) >= 0.98 * facility(s, rows[0])
 
@@ -259,6 +314,7 @@ def test_selectors_maximise_their_function(optimizer: str) -> None:
     kept = (4, 20)
     told = {"optimizer": optimizer, "epsilon": 1e-9}  # the sample is then all rows
     warm = {"kept": np.array(kept)}
+    g, by = gradient_of(pool), {"similarity": "gradients"}
     cases: list[tuple[str, dict[str, Any], Value]] = [
         ("facility_location", {}, lambda s: facility(near, [*kept, *s])),
         (
@@ -269,6 +325,22 @@ def test_selectors_maximise_their_function(optimizer: str) -> None:
         ("graph_cut", {"redundancy": 0.3}, lambda s: cut(near, [*kept, *s], 0.3)),
         ("graph_cut", {"kernel": "dense"}, lambda s: cut(half, [*kept, *s], 0.5)),
         ("log_determinant", {}, lambda s: log_determinant(z, [*kept, *s], 1.0)),
+        (
+            "facility_location",
+            {**by, "neighbors": 6},
+            lambda s: facility(nearest_gradients(pool, 6), [*kept, *s]),
+        ),
+        (
+            "graph_cut",
+            {**by, "neighbors": 6},
+            lambda s: cut(nearest_gradients(pool, 6), [*kept, *s], 0.5),
+        ),
+        (
+            "graph_cut",
+            {**by, "kernel": "dense"},
+            lambda s: cut((1 + cosines(g)) / 2, [*kept, *s], 0.5),
+        ),
+        ("log_determinant", by, lambda s: log_determinant(g, [*kept, *s], 1.0)),
     ]
     for name, params, value in cases:
         found = run(name, pool, 8, {**params, **told}, **warm)
@@ -361,15 +433,57 @@ def test_prism_resembles_the_target_set(of: str) -> None:
 
 
 def test_dense_gains_are_the_same_whether_held_or_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    held = maximize(FacilityLocation(kernels.Dense(embedding_of())), np.arange(N), 9, "lazy")
+    held = maximize(
+        FacilityLocation(kernels.Dense(OfEmbeddings(embedding_of()))), np.arange(N), 9, "lazy"
+    )
     monkeypatch.setattr(kernels, "_HELD", 0)
-    asked = maximize(FacilityLocation(kernels.Dense(embedding_of())), np.arange(N), 9, "lazy")
+    asked = maximize(
+        FacilityLocation(kernels.Dense(OfEmbeddings(embedding_of()))), np.arange(N), 9, "lazy"
+    )
     np.testing.assert_array_equal(held.rows, asked.rows)
     np.testing.assert_array_equal(held.gains, asked.gains)
 
 
+def test_gradients_are_alike_in_any_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = pool_at()
+    found = {}
+    for tile, block in ((4096, 1 << 22), (7, 1)):
+        monkeypatch.setattr(kernels, "_TILE", tile)
+        monkeypatch.setattr(directions, "_BLOCK", block)
+        for name in ("facility_location", "graph_cut", "log_determinant"):
+            method = catalog.build_selector(name, {"similarity": "gradients"})
+            assert not isinstance(method, catalog.Rule)
+            found[name, tile] = select_alone(method, pool, 12, 0)
+    for name in ("facility_location", "graph_cut", "log_determinant"):
+        np.testing.assert_array_equal(found[name, 4096].rows, found[name, 7].rows)
+        np.testing.assert_array_equal(found[name, 4096].gains, found[name, 7].gains)
+
+
+def test_a_gradient_of_length_zero_is_like_nothing_but_itself() -> None:
+    pool = pool_at()
+    p = pool["proxy.probability"].copy()
+    p[3] = np.eye(p.shape[1])[pool["proxy.label"][3]]
+    pool = Pool(pool.uid, {**pool.columns, "proxy.probability": p})
+    kernel = kernels.neighbor_kernel(pool, "gradients", 5)
+    assert [list(part) for part in kernel.of(3)] == [[3], [1]]
+    for name in ("facility_location", "graph_cut", "log_determinant"):
+        assert len(run(name, pool, N, {"similarity": "gradients"})) == N
+
+
+def test_a_choice_by_gradients_counts_what_it_grows_to() -> None:
+    width = {"embedding": 512, "proxy.probability": 1000, "proxy.feature": 511}
+    plain, by = (
+        catalog.build_selector("log_determinant", {"similarity": s})
+        for s in ("embeddings", "gradients")
+    )
+    assert isinstance(plain, WholeSet) and isinstance(by, WholeSet)
+    assert plain.scratch(100, width) >= 8 * 100 * 512
+    assert by.scratch(100, width) == 1000 * plain.scratch(100, width)
+    assert by.needs == ("proxy.probability", "proxy.feature", "proxy.label")
+
+
 def test_query_reductions_do_not_depend_on_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows, queries = (kernels.grid_rows(embedding_of(n, n)) for n in (30, 17))
+    rows, queries = (grid_rows(embedding_of(n, n)) for n in (30, 17))
     first = kernels.nearest_query(rows, queries), kernels.query_kernel(rows, queries, 4)
     monkeypatch.setattr(kernels, "_TILE", 7)
     monkeypatch.setattr(kernels, "_BLOCK", 1)

@@ -5,6 +5,7 @@ from typing import Literal
 
 import numpy as np
 
+from coreset_ray.core.directions import OfEmbeddings
 from coreset_ray.core.exact import dots, grid_rows, whole_sum
 from coreset_ray.core.pool import Pool
 from coreset_ray.core.similarity import nearest_query, neighbor_kernel, query_kernel
@@ -64,7 +65,7 @@ def information(
     if form == "facility_location_query":
         assert query is not None, "the caller checked"
         return FacilityLocation(query_kernel(rows, grid_rows(query), neighbors), extra=cap)
-    kernel = neighbor_kernel(pool, neighbors)
+    kernel = neighbor_kernel(pool, "embeddings", neighbors)
     floor = None
     if private is not None:
         floor = nu * FacilityLocation(kernel).after(private).level
@@ -81,10 +82,14 @@ def query_sums(embedding: np.ndarray, query: np.ndarray) -> np.ndarray:
 def _graph_cut_gain(
     pool: Pool, private: np.ndarray | None, nu: float, redundancy: float
 ) -> Function:
-    sums, before = LinearSums(pool["embedding"]), None
+    sums, before = _linear(pool), None
     if private is not None:
-        known = LinearSums(pool["embedding"])
+        known = _linear(pool)
         for row in private:
             known.add(int(row))
         before = nu * known.near(np.arange(len(pool)))
     return GraphCut(sums, redundancy, before)
+
+
+def _linear(pool: Pool) -> LinearSums:
+    return LinearSums(OfEmbeddings(pool["embedding"], linear_bits(len(pool))))

@@ -5,7 +5,7 @@ import math
 import numba
 import numpy as np
 
-from coreset_ray.core.exact import grid_rows
+from coreset_ray.core.directions import Directions, blocks
 from coreset_ray.core.submodular import Function
 
 _ROOM = 64  # vectors that are made room for at first
@@ -20,23 +20,27 @@ class LogDeterminant(Function):
     computed when its gain is asked for. O(m) a row and row taken, O(n + k·m) beside the rows.
     """
 
-    def __init__(self, embedding: np.ndarray, scale: float) -> None:
+    def __init__(self, of: Directions, scale: float) -> None:
         super().__init__()
-        self.rows, self.scale = grid_rows(embedding), scale
-        self.left = np.einsum("ij,ij->i", self.rows, self.rows, dtype=np.float64)
-        self.seen = np.zeros(len(self.rows), np.int64)
-        self.count, self.basis = 0, np.zeros((_ROOM, self.rows.shape[1]))
+        self.of, self.scale = of, scale
+        self.left, self.seen = np.empty(len(of)), np.zeros(len(of), np.int64)
+        for rows in blocks(np.arange(len(of)), of.width):
+            x = of.take(rows)
+            self.left[rows] = np.einsum("ij,ij->i", x, x, dtype=np.float64)
+        self.count, self.basis = 0, np.zeros((_ROOM, of.width))
 
     def gain(self, rows: np.ndarray) -> np.ndarray:
-        arrays = (self.rows, rows, self.basis, self.seen, self.left)
-        return _gains(*arrays, self.count, self.scale)
+        told = self.basis, self.seen, self.left, self.count, self.scale
+        found = [_gains(self.of.take(some), some, *told) for some in blocks(rows, self.of.width)]
+        return np.concatenate([np.empty(0), *found])
 
     def add(self, row: int) -> None:
         self.gain(np.array([row]))
+        x = self.of.take(np.array([row]))[0]
         if self.count == len(self.basis):
             self.basis = np.vstack([self.basis, np.zeros_like(self.basis)])
         length = math.sqrt(self.scale / (1 + self.scale * self.left[row]))
-        self.basis[self.count] = length * _solved(self.basis, self.count, self.rows[row])
+        self.basis[self.count] = length * _solved(self.basis, self.count, x)
         self.count += 1
 
 
@@ -60,11 +64,11 @@ def _dot(x, y):
 
 
 @numba.njit(nogil=True, cache=True)
-def _gains(z, rows, basis, seen, left, count, scale):
+def _gains(vectors, rows, basis, seen, left, count, scale):
     found = np.empty(len(rows))
     for r in range(len(rows)):
         row = rows[r]
-        x = z[row].astype(np.float64)
+        x = vectors[r].astype(np.float64)
         for i in range(seen[row], count):
             along = _dot(basis[i], x)
             left[row] = max(left[row] - along * along, 0.0)

@@ -23,13 +23,18 @@ class Widths:
 
     def bytes(self, column: str) -> int:
         """Of a row of a column in memory."""
+        width = self.numbers(column)
+        return 4 * width if width > 1 and column != NEIGHBOR else 8 * width
+
+    def numbers(self, column: str) -> int:
+        """Of a row of a column."""
         return {
-            "embedding": 4 * self.dims,
-            "knn.neighbor": 8 * self.neighbors,
-            "knn.similarity": 4 * self.neighbors,
-            "proxy.probability": 4 * self.classes,
-            "proxy.feature": 4 * self.hidden,
-        }.get(column, 8)
+            "embedding": self.dims,
+            "knn.neighbor": self.neighbors,
+            "knn.similarity": self.neighbors,
+            "proxy.probability": self.classes,
+            "proxy.feature": self.hidden,
+        }.get(column, 1)
 
 
 def can_make_up(needs: Sequence[str]) -> bool:

@@ -1,28 +1,21 @@
 """Similarity of rows to clients, those that they may serve, without ever holding all of it:
 n rows, c clients, m dimensions, q queries."""
 
-from typing import Any, Literal, Protocol
+from collections.abc import Callable
+from typing import Literal, Protocol
 
 import numba
 import numpy as np
 from scipy.sparse import csr_array
 
-from coreset_ray.core.exact import dots, grid_rows
+from coreset_ray.core.directions import Directions, OfGradients, Similarity
+from coreset_ray.core.exact import dots
 from coreset_ray.core.pool import Pool
 
 KernelName = Literal["neighbors", "dense"]
-NEIGHBORS = ("knn.neighbor", "knn.similarity")
 _BLOCK = 64 << 20  # bytes of similarities at a time
 _HELD = 512 << 20  # bytes of similarities that are kept where all take no more
 _TILE = 4096  # rows met with a block of queries at a time
-
-
-class KernelNeeds:
-    """The columns that a method needs, by its field `kernel`: a kernel is made of either."""
-
-    def __get__(self, method: Any, kind: type) -> tuple[str, ...]:
-        dense = method is not None and method.kernel == "dense"
-        return ("embedding",) if dense else NEIGHBORS
 
 
 class Kernel(Protocol):
@@ -74,12 +67,11 @@ class Sparse:
 class Dense:
     """All cosines of a pool's rows, those below 0 as 0: of a small pool once, else when asked for.
 
-    Each is exact whatever the block (`core.exact`); a row is similar to itself by 1.
+    Each is the same whatever the block; a row is similar to itself by 1.
     """
 
-    def __init__(self, embedding: np.ndarray) -> None:
-        self.rows = grid_rows(embedding)
-        self.clients = len(embedding)
+    def __init__(self, of: Directions) -> None:
+        self.of, self.clients = of, len(of)
         self.held = None
         if 8 * self.clients**2 <= _HELD:
             self.held = self._columns(np.arange(self.clients))
@@ -99,17 +91,40 @@ class Dense:
     def _columns(self, rows: np.ndarray) -> np.ndarray:
         if self.held is not None:
             return self.held[:, rows]
-        block = dots(self.rows, self.rows[rows])
+        block = self.of.cosines(slice(None), rows)
         block[rows, np.arange(len(rows))] = 1
         return block
 
 
-def neighbor_kernel(pool: Pool, neighbors: int) -> Sparse:
-    """Each row with the nearest `neighbors` of its k and with those it is near to, by cosine; 1
-    with itself. O(n·neighbors) in memory."""
-    n = len(pool)
-    neighbor = pool["knn.neighbor"][:, :neighbors]
-    similarity = np.clip(pool["knn.similarity"][:, :neighbors], 0, 1)
+def neighbor_kernel(pool: Pool, similarity: Similarity, neighbors: int) -> Sparse:
+    """Each row with the nearest `neighbors` and with those it is near to, by cosine; 1 with itself.
+
+    Of embeddings those of the signal; of gradients they are found here, O(n²·(c + h)).
+    O(n·neighbors) in memory.
+    """
+    if similarity == "gradients":
+        return _both_ways(*nearest_rows(OfGradients(pool), neighbors))
+    told = pool["knn.neighbor"], pool["knn.similarity"]
+    return _both_ways(*(column[:, :neighbors] for column in told))
+
+
+def nearest_rows(of: Directions, neighbors: int) -> tuple[np.ndarray, np.ndarray]:
+    """The others that are most similar to each row, of those above 0, nearest first and equals in
+    their order: (n, neighbors) int64, -1 where there are fewer, and (n, neighbors) float64."""
+
+    def cosines(some: slice, others: slice) -> np.ndarray:
+        block = of.cosines(some, others)
+        own = np.arange(max(some.start, others.start), min(some.stop, others.stop))
+        block[own - some.start, own - others.start] = -1
+        return block
+
+    return _best(cosines, len(of), len(of), min(neighbors, max(1, len(of) - 1)))
+
+
+def _both_ways(neighbor: np.ndarray, similarity: np.ndarray) -> Sparse:
+    """Similarity of a row and a neighbour of it, whichever names the other."""
+    n = len(neighbor)
+    similarity = np.clip(similarity, 0, 1).astype(np.float32, copy=False)
     row = np.repeat(np.arange(n), neighbor.shape[1]).reshape(neighbor.shape)
     here = (neighbor >= 0) & (neighbor != row) & (similarity > 0)
     every = np.arange(n)
@@ -135,19 +150,30 @@ def query_kernel(rows: np.ndarray, queries: np.ndarray, neighbors: int) -> Spars
 
     rows, queries: of `grid_rows`. O(q·neighbors) in memory.
     """
-    count = min(neighbors, len(rows))
-    similarity = np.zeros((len(queries), count))
-    row = np.full((len(queries), count), -1, np.int64)
-    for first, last in _spans(len(queries), 1024):
-        for a, b in _spans(len(rows), _TILE):
-            block = dots(queries[first:last], rows[a:b])
-            _keep_best(block, a, similarity[first:last], row[first:last])
-    query = np.repeat(np.arange(len(queries)), count).reshape(row.shape)
+
+    def cosines(some: slice, others: slice) -> np.ndarray:
+        return dots(queries[some], rows[others])
+
+    row, similarity = _best(cosines, len(queries), len(rows), min(neighbors, len(rows)))
+    query = np.repeat(np.arange(len(queries)), row.shape[1]).reshape(row.shape)
     here = row >= 0
     shape = (len(rows), len(queries))
     return _sparse(
         csr_array((similarity[here], (row[here], query[here])), shape=shape), len(queries)
     )
+
+
+def _best(
+    cosines: Callable[[slice, slice], np.ndarray], queries: int, rows: int, count: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The `count` rows most similar to each query, and how similar: see `nearest_rows`."""
+    row = np.full((queries, count), -1, np.int64)
+    similarity = np.zeros((queries, count))
+    for first, last in _spans(queries, 1024):
+        some = slice(first, last)
+        for a, b in _spans(rows, _TILE):
+            _keep_best(cosines(some, slice(a, b)), a, similarity[some], row[some])
+    return row, similarity
 
 
 def _sparse(found: csr_array, clients: int) -> Sparse:

@@ -7,7 +7,8 @@ from typing import Protocol, Self
 
 import numpy as np
 
-from coreset_ray.core.exact import dots, grid_rows, whole_sum
+from coreset_ray.core.directions import Directions, blocks
+from coreset_ray.core.exact import dots, whole_sum
 from coreset_ray.core.similarity import Kernel, Sparse
 
 
@@ -111,17 +112,19 @@ class NeighborSums:
 class LinearSums:
     """Over all pairs, s = (1 + cos) / 2, which is linear in either row: no pair is ever formed.
 
-    Rows lie on a grid so coarse that sums over the pool are exact. O(m) a row.
+    of: on a grid so coarse (`linear_bits`) that sums over the pool are exact. O(width) a row.
     """
 
-    def __init__(self, embedding: np.ndarray) -> None:
-        bits = linear_bits(len(embedding))
-        self.rows = grid_rows(embedding, bits)
-        total = whole_sum(self.rows, bits) * 2.0**-bits
-        self.total = (len(embedding) + dots(self.rows, total[None])[:, 0]) / 2
-        square = np.einsum("ij,ij->i", self.rows, self.rows, dtype=np.float64)
+    def __init__(self, of: Directions) -> None:
+        self.of, bits, every = of, linear_bits(len(of)), np.arange(len(of))
+        total, square = np.zeros(of.width, np.int64), np.empty(len(of))
+        for rows in blocks(every, of.width):
+            found = of.take(rows)
+            total += whole_sum(found, bits)
+            square[rows] = np.einsum("ij,ij->i", found, found, dtype=np.float64)
         self.self_similarity = (1 + square) / 2
-        self.count, self.sum = 0, np.zeros(self.rows.shape[1])
+        self.total = (len(of) + self._along(every, total * 2.0**-bits)) / 2
+        self.count, self.sum = 0, np.zeros(of.width)
 
     def whole(self, rows: np.ndarray) -> np.ndarray:
         return self.total[rows]
@@ -130,11 +133,16 @@ class LinearSums:
         return self.self_similarity[rows]
 
     def near(self, rows: np.ndarray) -> np.ndarray:
-        return (self.count + dots(self.rows[rows], self.sum[None])[:, 0]) / 2
+        return (self.count + self._along(rows, self.sum)) / 2
 
     def add(self, row: int) -> None:
         self.count += 1
-        self.sum += self.rows[row]
+        self.sum += self.of.take(np.array([row]))[0]
+
+    def _along(self, rows: np.ndarray, total: np.ndarray) -> np.ndarray:
+        """Inner products with a sum of rows, (r,) float64."""
+        found = [dots(self.of.take(some), total[None])[:, 0] for some in blocks(rows, len(total))]
+        return np.concatenate([np.empty(0), *found])
 
 
 def linear_bits(count: int) -> int:

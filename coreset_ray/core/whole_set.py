@@ -1,7 +1,7 @@
 """Methods that choose with all rows at hand; large pools are cut into partitions first."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -42,8 +42,9 @@ class WholeSet(Method):
     targeted: ClassVar[bool] = False
     weighs: ClassVar[bool] = False
 
-    def scratch(self, k: int) -> int:
-        """Bytes that a choice grows to beside its rows, where k are chosen or kept, if many."""
+    def scratch(self, k: int, width: Mapping[str, int]) -> int:
+        """Bytes that a choice grows to beside its rows, where k are chosen or kept, if many.
+        width: numbers of a row in each column needed."""
         return 0
 
     def work(self, n: int, k: int) -> float:

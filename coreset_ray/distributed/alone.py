@@ -1,5 +1,6 @@
 """A method that selects by itself, over the cluster: from a pool's files to the manifest."""
 
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -73,7 +74,8 @@ def choose_alone(
         found = choose_greedily(method, seed, files, parts, share, kept, group=group, actors=actors)
     else:
         each = row_bytes(method.needs, files, next(iter(parts)))
-        rows, scratch = int(sizes.max()) + len(kept), method.scratch(max(share) + len(kept))
+        width = row_widths(method.needs, files, next(iter(parts)))
+        rows, scratch = int(sizes.max()) + len(kept), method.scratch(max(share) + len(kept), width)
         asked = rows, each, partitions, cluster().nodes
         remedy = SHARE_OUT if method.weighs else None
         check_whole(*asked, chosen=max(share), scratch=scratch, remedy=remedy)
@@ -88,17 +90,28 @@ def choose_alone(
 
 def row_bytes(needs: tuple[str, ...], files: PoolFiles, part: str) -> int:
     """Bytes of a row of these columns in memory."""
-    total = 0
+    kinds = (getattr(kind, "value_type", kind) for kind in _kinds(needs, files, part).values())
+    each = [8 if pa.types.is_integer(kind) else 4 for kind in kinds]
+    width = row_widths(needs, files, part).values()
+    return sum(map(operator.mul, each, width))
+
+
+def row_widths(needs: tuple[str, ...], files: PoolFiles, part: str) -> dict[str, int]:
+    """Numbers of a row in each of these columns."""
+    kinds = _kinds(needs, files, part)
+    return {name: getattr(kind, "list_size", 1) for name, kind in kinds.items()}
+
+
+def _kinds(needs: tuple[str, ...], files: PoolFiles, part: str) -> dict[str, pa.DataType]:
+    found = {}
     for name in needs:
         signal, _, column = name.rpartition(".")
         place = PartedTable(locate(files.table)).part(part)
         if signal:
             place = locate(files.signals[signal]) / f"part-{part}.parquet"
         with place.open_file() as source:
-            kind = pq.read_schema(source).field(column).type
-        width = kind.list_size if pa.types.is_fixed_size_list(kind) else 1
-        total += 8 * width if pa.types.is_integer(getattr(kind, "value_type", kind)) else 4 * width
-    return total
+            found[name] = pq.read_schema(source).field(column).type
+    return found
 
 
 @ray.remote(num_cpus=1, max_retries=3)

@@ -19,7 +19,7 @@ from coreset_ray.core.rule import choose_rows
 from coreset_ray.core.selection import Selection
 from coreset_ray.core.threads import one_thread
 from coreset_ray.core.whole_set import WholeSet
-from coreset_ray.distributed.alone import REASON, row_bytes
+from coreset_ray.distributed.alone import REASON, row_bytes, row_widths
 from coreset_ray.distributed.blocks import PoolFiles
 from coreset_ray.distributed.choose import Ranking, Scored, group_of
 from coreset_ray.distributed.evaluations import as_they_finish
@@ -93,9 +93,11 @@ class ByItself:
         return in_one_go(self.method)
 
     def bytes(self, images: int) -> int:
-        scratch = self.method.scratch(images) if isinstance(self.method, WholeSet) else 0
-        each = row_bytes(self.method.needs, self.files, self.parts[0][0])
-        return COPIES * each * sum(rows for _, rows in self.parts) + scratch
+        of = self.method.needs, self.files, self.parts[0][0]
+        held = COPIES * row_bytes(*of) * sum(rows for _, rows in self.parts)
+        if not isinstance(self.method, WholeSet):
+            return held
+        return held + self.method.scratch(images, row_widths(*of))
 
     def read(self) -> _Held:
         table = PartedTable(locate(self.files.table))

@@ -6,10 +6,11 @@ from typing import ClassVar
 
 import numpy as np
 
+from coreset_ray.core.directions import NEIGHBORS
 from coreset_ray.core.maximize import Submodular
 from coreset_ray.core.pool import Pool
 from coreset_ray.core.selection import top_rows
-from coreset_ray.core.similarity import NEIGHBORS, neighbor_kernel
+from coreset_ray.core.similarity import neighbor_kernel
 from coreset_ray.core.submodular import FacilityLocation
 from coreset_ray.core.whole_set import Given
 
@@ -44,7 +45,9 @@ class FASS(Submodular):
             raise ValueError(f"neighbors={self.neighbors}: expected at least 1")
 
     def function(self, pool: Pool, given: Given) -> FacilityLocation:
-        return FacilityLocation(neighbor_kernel(pool, self.neighbors)).after(given.kept)
+        return FacilityLocation(neighbor_kernel(pool, "embeddings", self.neighbors)).after(
+            given.kept
+        )
 
     def candidates(self, pool: Pool, k: int, given: Given) -> np.ndarray:
         free = super().candidates(pool, k, given)

@@ -1,5 +1,6 @@
 """GradMatch: few images whose weighted gradients add up to that of all."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -40,7 +41,7 @@ class GradMatch(WholeSet):
         if not 0 < self.ridge < np.inf:
             raise ValueError(f"ridge={self.ridge}: expected a number above 0")
 
-    def scratch(self, k: int) -> int:
+    def scratch(self, k: int, width: Mapping[str, int]) -> int:
         return 16 * k * k
 
     def work(self, n: int, k: int) -> float:

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from coreset_ray.core.directions import NEIGHBORS
 from coreset_ray.core.information import Form, check_measure, check_weight, information
 from coreset_ray.core.maximize import Submodular
 from coreset_ray.core.pool import Pool
-from coreset_ray.core.similarity import NEIGHBORS
 from coreset_ray.core.submodular import Function
 from coreset_ray.core.whole_set import Given
 

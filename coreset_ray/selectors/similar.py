@@ -5,10 +5,10 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
+from coreset_ray.core.directions import NEIGHBORS
 from coreset_ray.core.information import Form, check_measure, check_weight, information
 from coreset_ray.core.maximize import Submodular
 from coreset_ray.core.pool import Pool
-from coreset_ray.core.similarity import NEIGHBORS
 from coreset_ray.core.submodular import Function
 from coreset_ray.core.whole_set import Given
 
