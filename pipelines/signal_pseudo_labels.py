@@ -58,9 +58,10 @@ def stage_of(config: Config) -> tuple[Stage, dict[str, Any], Wanted]:
         # Labels lie outside what was embedded: a part's name tells when its shard changed.
         source = uri_of(config, told.labels)
         mark = [label_mark(source, SETTING), list(filled(snapshot))]
-        content = fingerprint(["given", key_of(snapshot), told.labels, mark])
+        wrong = [told.corrupt, told.seed] if told.corrupt else []
+        content = fingerprint(["given", key_of(snapshot), told.labels, mark, *wrong])
         found = workspace_of(config).stage("signals", "pseudo_labels", content)
-        return found, snapshot, GivenLabels(source)
+        return found, snapshot, GivenLabels(source, told.corrupt, told.seed)
     if told.pseudo_labels.clustering == "kmeans":
         stage, _, wanted = signal_clusters.stage_of(_as_clusters(config))
         content = fingerprint(["kmeans", stage.name, asdict(wanted)])
@@ -133,6 +134,11 @@ def _make_before(config: Config) -> None:
             "depends on them; signals.pseudo_labels finds none",
             config.signals.labels,
         )
+        if config.signals.corrupt:
+            _log.warning(
+                "pseudo_labels: signals.corrupt=%g of them ARE MADE WRONG, for a trial",
+                config.signals.corrupt,
+            )
         return
     classes.run(config)
     if config.signals.pseudo_labels.clustering == "kmeans":

@@ -167,6 +167,7 @@ WRONG: dict[str, list[Any]] = {
     "export.order": ["random", None, 1],
     "export.samples_per_shard": [*INT, 0],
     "signals.labels": [*TEXT, ""],
+    "signals.corrupt": [*FLOAT, -0.1, 1.1, float("nan"), 0.1],
     "signals.patterns.block": INT,
     "signals.patterns.count": [*INT, 0],
     "signals.patterns.encoder": [3, True, None, [], {}, "timm:test_vit"],

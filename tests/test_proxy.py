@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
@@ -20,7 +21,9 @@ from torch import nn
 
 from coreset_ray import catalog
 from coreset_ray.config import fingerprint, load
+from coreset_ray.core.corrupt import Corruption
 from coreset_ray.core.pool import Pool
+from coreset_ray.distributed.evaluations import training_rows
 from coreset_ray.distributed.given_labels import GivenLabels, write_given_labels
 from coreset_ray.distributed.proxy import train_proxy
 from coreset_ray.io.filesystem import locate
@@ -374,7 +377,7 @@ def test_labels_are_those_of_the_shards(finished, caplog) -> None:
     config = load(finished)
     stage, record = signals.finished(config, "pseudo_labels")
     truth = truth_of(config)
-    assert record["clustering"] == "given" and record["settings"] == {"source": "cls"}
+    assert record["clustering"] == "given" and record["settings"]["source"] == "cls"
     assert record["classes"] == 10 and record["names"] == [str(i) for i in range(10)]
     found: dict[str, int] = {}
     for part in record["parts"]:
@@ -422,6 +425,29 @@ def test_a_file_gives_the_same_in_the_order_of_its_names(finished, tmp_path) -> 
     file.unlink()
     with pytest.raises(ValueError, match=r"signals.labels='.*labels.csv' does not exist"):
         signals.run(config, ["pseudo_labels"])
+
+
+def test_wrong_labels_are_those_that_a_coreset_has_at_that_seed(finished, caplog) -> None:
+    truth, labels = truth_of(load(finished)), {}
+    for seed in (0, 1):
+        config = load(finished, ["signals.corrupt=0.3", f"signals.seed={seed}"])
+        with caplog.at_level(logging.WARNING):
+            record = signals.run(config, ["pseudo_labels"])["signals"]["pseudo_labels"]
+        assert "signals.corrupt=0.3 of them ARE MADE WRONG" in caplog.text
+        stage = signals.finished(config, "pseudo_labels")[0]
+        rows = pa.concat_tables(
+            pq.read_table(f"{stage.folder.path}/part-{part}.parquet") for part in record["parts"]
+        )
+        own = np.array([int(truth[uid]) for uid in rows["uid"].to_pylist()])
+        images = pa.table({"uid": rows["uid"], "label": own})
+        coreset = pa.table({"uid": rows["uid"], "weight": np.ones(len(rows))})
+        told = training_rows(coreset, images, "all", Corruption(0.3, 10, seed))
+        assert told["uid"].to_pylist() == rows["uid"].to_pylist()
+        labels[seed] = rows["label"].to_numpy()
+        np.testing.assert_array_equal(labels[seed], told["label"].to_numpy())
+        assert 0.15 < (labels[seed] != own).mean() < 0.45
+    assert (labels[0] != labels[1]).any()
+    assert signals.finished(load(finished), "pseudo_labels")[0].name != stage.name
 
 
 def test_another_number_of_classes_is_refused(finished) -> None:

@@ -132,10 +132,13 @@ class PatternsConfig(Section):
 class SignalsConfig(Section):
     """What further methods read beside embeddings. labels: what a classifier learns and what
     `pseudo_labels` holds: `pseudo` finds them, `cls` or a CSV file as in evaluate.labels names
-    true ones of the whole pool. classes: c, or `auto` to have it proposed, or counted in labels
-    that are given."""
+    true ones of the whole pool. corrupt: the share of labels that are given which another class
+    replaces, by signals.seed, for trials of what errors do; the same labels that evaluate.corrupt
+    replaces at that seed, where both shares are alike. classes: c, or `auto` to have it proposed,
+    or counted in labels that are given."""
 
     labels: Annotated[str, Field(min_length=1)] = "pseudo"
+    corrupt: Annotated[float, Field(ge=0, le=1)] = 0.0
     classes: Annotated[int, Field(ge=2)] | Literal["auto"] = "auto"
     seed: Seed = 0
     knn: KnnConfig = KnnConfig()
@@ -144,3 +147,12 @@ class SignalsConfig(Section):
     dynamics: DynamicsConfig = DynamicsConfig()
     proxy: ProxyConfig = ProxyConfig()
     patterns: PatternsConfig = PatternsConfig()
+
+    @model_validator(mode="after")
+    def _wrong_labels_are_given(self) -> "SignalsConfig":
+        if self.corrupt and self.labels == "pseudo":
+            raise ValueError(
+                f"corrupt={self.corrupt}: pseudo-labels err by themselves; leave it out, or name "
+                "labels that are given by signals.labels"
+            )
+        return self

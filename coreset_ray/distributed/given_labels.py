@@ -9,13 +9,14 @@ import numpy as np
 import pyarrow as pa
 import ray
 
+from coreset_ray.core.corrupt import Corruption
 from coreset_ray.distributed.pivot import Part, blocks_of
 from coreset_ray.distributed.progress import Progress
 from coreset_ray.io.export import find_members
 from coreset_ray.io.filesystem import Location, locate
 from coreset_ray.io.labels import class_names, labels_of_file, labels_of_members
 from coreset_ray.io.shards import Shard
-from coreset_ray.io.tables import PartedTable, read_table, write_table
+from coreset_ray.io.tables import PartedTable, read_table, uid_words, write_table
 
 SETTING = "signals.labels"  # for messages
 
@@ -24,9 +25,12 @@ _CLASSES = 100_000  # at most: more are no classes but captions or names
 
 @dataclass(frozen=True)
 class GivenLabels:
-    """source: `cls`, or the path of a CSV file with columns key,label or shard,key,label."""
+    """source: `cls`, or the path of a CSV file with columns key,label or shard,key,label. corrupt:
+    the share of them that is replaced by another class, by the seed (`core/corrupt.py`)."""
 
     source: str
+    corrupt: float = 0.0
+    seed: int = 0
 
 
 def write_given_labels(
@@ -56,7 +60,8 @@ def write_given_labels(
     ]  # fmt: skip
     names = _names(found, sum(parts.values()), wanted.source)
     shared = ray.put({name: number for number, name in enumerate(names)})
-    tasks = [_number.remote(texts.uri, part, shared, out.uri) for part in parts]
+    wrong = Corruption(wanted.corrupt, len(names), wanted.seed)
+    tasks = [_number.remote(texts.uri, part, shared, wrong, out.uri) for part in parts]
     rows = _all(tasks, "parts numbered")
     texts.delete_folder()
     return {"names": names, "rows_of_label": np.sum(rows, axis=0).tolist()}
@@ -122,10 +127,13 @@ def _look_up(
 
 
 @ray.remote(num_cpus=1, max_retries=3)
-def _number(texts: str, part: str, number: dict[str, int], out: str) -> np.ndarray:
+def _number(
+    texts: str, part: str, number: dict[str, int], wrong: Corruption, out: str
+) -> np.ndarray:
     """Writes a part of labels; rows of each, (c,)."""
     rows = read_table(locate(texts) / f"{part}.parquet")
     label = np.array([number[text] for text in rows["text"].to_pylist()], np.int32)
+    label = wrong.apply(uid_words(rows["uid"]), label)
     one = pa.array(np.ones(len(rows), np.float32))
     columns = {"uid": rows["uid"], "label": label, "confidence": one, "agreement": one}
     write_table(locate(out) / f"part-{part}.parquet", pa.table(columns))
