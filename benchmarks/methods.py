@@ -6,7 +6,8 @@
 The runner of one process (`coreset_ray.core.alone`). Of a workspace: the embeddings of its only
 finished neighbours, and its only signals of each name. Made-up rows: `coreset_ray.core.made_up`.
 --balance: as many of each class of the classifier that a method reads; --partitions: of a method
-that needs all rows, here one after another. `peak` is of the whole process, `before` what it was
+that needs all rows, here one after another; --params: settings of the methods, as JSON. A target set
+is 100 rows of the pool, the first by uid. `peak` is of the whole process, `before` what it was
 before the method began. Seconds include the compiling of what numba compiles.
 """
 
@@ -23,7 +24,10 @@ from coreset_ray.core.alone import select_alone
 from coreset_ray.core.made_up import Widths, can_make_up, made_up
 from coreset_ray.core.pool import Pool, joined
 from coreset_ray.core.rule import Rule
+from coreset_ray.core.whole_set import WholeSet
 from coreset_ray.distributed.blocks import PoolFiles, signals_of
+
+_TARGETS = 100
 
 
 def main() -> None:
@@ -35,6 +39,7 @@ def main() -> None:
     parser.add_argument("--k", type=int, default=5000)
     parser.add_argument("--balance", action="store_true")
     parser.add_argument("--partitions", type=int, default=1)
+    parser.add_argument("--params", type=json.loads, default={})
     parser.add_argument("--methods", nargs="+", default=_methods())
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -52,8 +57,9 @@ def main() -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    method = catalog.build_selector(options.one, {})
+    method = catalog.build_selector(options.one, options.params)
     assert not isinstance(method, Rule)
+    targeted = isinstance(method, WholeSet) and method.targeted
     needs = method.needs
     if options.balance and "proxy.label" not in needs:
         needs = *needs, "proxy.label"
@@ -62,8 +68,10 @@ def run(options: argparse.Namespace) -> None:
     else:
         pool = read(options.workspace, needs)
     group = pool["proxy.label"] if options.balance else None
+    target = pool["embedding"][:_TARGETS].copy() if targeted else None
+    told = {"group": group, "target": target, "partitions": options.partitions}
     before, start, cpu = _peak(), time.perf_counter(), time.process_time()
-    select_alone(method, pool, options.k, 0, group=group, partitions=options.partitions)
+    select_alone(method, pool, options.k, 0, **told)
     told = {"seconds": time.perf_counter() - start, "cpu": time.process_time() - cpu}
     print(json.dumps(told | {"before": before, "peak": _peak()}))
 
@@ -84,14 +92,9 @@ def _only(root: Path, signal: str) -> Path:
 
 
 def _methods() -> list[str]:
-    """Those that take no target set and read what can be made up."""
-    return [
-        name
-        for name, kind in catalog.selector_classes().items()
-        if not issubclass(kind, Rule)
-        and can_make_up(kind.needs)
-        and not getattr(kind, "targeted", False)
-    ]
+    """Those that read what can be made up."""
+    known = catalog.selector_classes().items()
+    return [name for name, kind in known if not issubclass(kind, Rule) and can_make_up(kind.needs)]
 
 
 def _peak() -> float:

@@ -1,6 +1,7 @@
 """What filters and a choice without scores would need and take, for the plan."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from coreset_ray.config import Config
 from coreset_ray.core import costs, limits
@@ -13,6 +14,8 @@ from coreset_ray.core.made_up import Widths, can_make_up
 from coreset_ray.core.rule import Rule
 from coreset_ray.core.selection import resolve_budget
 from coreset_ray.distributed.session import Cluster
+from coreset_ray.models.patterns import width_of_tokens
+from pipelines import signals
 from pipelines.plan_signals import classes_of, clusters_of
 
 Timer = Callable[[Alone | Filter, int, int, Widths, Cluster], Trial]
@@ -87,7 +90,11 @@ def _groups(config: Config) -> int:
 
 def _widths(config: Config, pool: PoolSize) -> Widths:
     told = config.signals
-    return Widths(pool.dims, told.knn.k, classes_of(config), told.proxy.recipe().hidden)
+    widths = Widths(pool.dims, told.knn.k, classes_of(config), told.proxy.recipe().hidden)
+    if "patterns" not in signals.wanted_by(config):
+        return widths
+    tokens = width_of_tokens(told.patterns.encoder)  # which takes a library seconds to say
+    return replace(widths, patterns=told.patterns.count, tokens=tokens)
 
 
 def _row_bytes(config: Config, needs: Sequence[str], pool: PoolSize) -> int:

@@ -343,6 +343,10 @@ def test_choices_that_fit_no_node_are_refused(tmp_path):
     assert "filters" in planned(tmp_path, near)
     with pytest.raises(ValueError, match=r"select.filters: NearDup.* leave it out, or add a large"):
         planned(tmp_path, near, rows=10_000_000)
+    local = "select.method=freesel", "select.budget=100"  # 5 patterns of 192 numbers an image
+    local += ("signals.patterns.encoder={name: timm:vit_tiny_patch16_224}",)
+    with pytest.raises(ValueError, match=r"4 × 2,000,000 rows × 3,840 bytes"):
+        planned(tmp_path, *local, rows=2_000_000)
     many = "select.method=gradmatch", "select.budget=0.8"
     with pytest.raises(ValueError, match=r"takes 25.6 GB to choose so many.*select.balance"):
         planned(tmp_path, *many)
@@ -381,8 +385,8 @@ def test_choices_and_filters_are_planned(tmp_path):
     wanted = "select.params={measure: mutual_information, wanted: [1]}"
     told = "select.method=similar", wanted, "select.keep=m.parquet"
     assert planned(tmp_path, *told)["select"] == (None, "not planned")
-    for unknown in ("select.method=freesel", "score.method=elfs"):
-        assert planned(tmp_path, unknown)["select"] == (None, "not planned")
+    assert planned(tmp_path, "score.method=elfs")["select"] == (None, "not planned")
+    assert seconds("select.method=freesel") > 0
 
 
 def test_rows_are_read_by_every_process_that_needs_them_all():
@@ -402,10 +406,10 @@ def test_the_work_of_a_choice_grows_with_rows_and_budget():
 
 
 def test_what_is_made_up_is_what_methods_read():
-    widths = Widths(dims=12, neighbors=5, classes=4, hidden=7)
+    widths = Widths(dims=12, neighbors=5, classes=4, hidden=7, patterns=3, tokens=6)
     needs = sorted({need for kind in catalog.selector_classes().values() if issubclass(kind, Method)
-                    for need in kind.needs if need != "patterns.pattern"})  # fmt: skip
-    assert can_make_up(needs) and not can_make_up(["patterns.pattern"])
+                    for need in kind.needs})  # fmt: skip
+    assert can_make_up(needs) and not can_make_up(["dynamics.margin"])
     rows = made_up(needs, 300, widths)
     assert pool_of(rows["embedding"], rows.uid)["embedding"].shape == (300, 12)
     for name in needs:
@@ -414,6 +418,8 @@ def test_what_is_made_up_is_what_methods_read():
             name
         ), name
     assert np.allclose(rows["proxy.probability"].sum(axis=1), 1, atol=1e-5)
+    parts = rows["patterns.pattern"].reshape(300, 3, 6)
+    assert np.allclose(np.linalg.norm(parts, axis=2), 1, atol=1e-5)
     near = rows["knn.neighbor"]
     assert near.min() >= 0 and near.max() < 300 and (np.diff(rows["knn.similarity"]) <= 0).all()
     groups = made_up(["clusters.cluster", "knn.neighbor"], 300, widths)

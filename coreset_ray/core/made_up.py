@@ -14,12 +14,15 @@ _CROWD = 50  # rows around a centre, at least
 @dataclass(frozen=True)
 class Widths:
     """Numbers of a row. dims: of `embedding`; neighbors: of `knn`; classes: of
-    `proxy.probability`; hidden: of `proxy.feature`."""
+    `proxy.probability`; hidden: of `proxy.feature`; patterns: of an image, each of so many
+    `tokens` numbers in `patterns.pattern`."""
 
     dims: int
     neighbors: int = 50
     classes: int = 10
     hidden: int = 128
+    patterns: int = 5
+    tokens: int = 384
 
     def bytes(self, column: str) -> int:
         """Of a row of a column in memory."""
@@ -34,6 +37,7 @@ class Widths:
             "knn.similarity": self.neighbors,
             "proxy.probability": self.classes,
             "proxy.feature": self.hidden,
+            "patterns.pattern": self.patterns * self.tokens,
         }.get(column, 1)
 
 
@@ -84,6 +88,13 @@ class _Rows:
         found = self.rng.standard_normal((self.n, self.widths.hidden), np.float32)
         return np.maximum(found, 0, out=found)
 
+    def pattern(self) -> np.ndarray:
+        shape = self.n, self.widths.patterns, self.widths.tokens
+        found = self.rng.standard_normal(shape, np.float32)
+        found += self.rng.standard_normal((self.centres, *shape[1:]), np.float32)[self.centre]
+        found /= np.linalg.norm(found, axis=2, keepdims=True)
+        return found.reshape(self.n, -1)
+
 
 _MAKERS = {
     "embedding": _Rows.embedding,
@@ -93,5 +104,6 @@ _MAKERS = {
     "proxy.feature": _Rows.feature,
     "proxy.label": lambda rows: rows.label,
     "pseudo_labels.label": lambda rows: rows.label,
+    "patterns.pattern": _Rows.pattern,
     "clusters.cluster": lambda rows: rows.centre,
 }

@@ -7,12 +7,13 @@ b images, t patch tokens of each, d numbers of a token, p patterns.
 from typing import Any
 
 import numpy as np
+import timm
 import torch
 from torch.nn.functional import normalize, one_hot
 
 from coreset_ray.models.networks import load_model
 from coreset_ray.models.preprocess import preprocess_of
-from coreset_ray.models.spec import EncoderSpec
+from coreset_ray.models.spec import EncoderSpec, published
 
 _ITERATIONS = 50  # at most; a few are enough for most images
 
@@ -85,6 +86,13 @@ class Patterns:
                 "transformer, such as timm:vit_small_patch16_224.dino"
             ) from error
         return tokens, width
+
+
+def width_of_tokens(spec: EncoderSpec) -> int:
+    """d, without weights."""
+    entry = published(spec)
+    with torch.device("meta"):
+        return timm.create_model(entry.model, pretrained=False).num_features
 
 
 def directions(tokens: torch.Tensor, count: int) -> torch.Tensor:
