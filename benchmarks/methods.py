@@ -6,9 +6,9 @@
 The runner of one process (`coreset_ray.core.alone`). Of a workspace: the embeddings of its only
 finished neighbours, and its only signals of each name. Made-up rows: `coreset_ray.core.made_up`.
 --balance: as many of each class of the classifier that a method reads; --partitions: of a method
-that needs all rows, here one after another; --params: settings of the methods, as JSON. A target set
-is 100 rows of the pool, the first by uid. `peak` is of the whole process, `before` what it was
-before the method began. Seconds include the compiling of what numba compiles.
+that needs all rows, here one after another; --params: settings of the methods, as JSON. A target
+set is 100 rows of the pool. `peak` is of the whole process, `before` what it was before the method
+began. Seconds include the compiling of what numba compiles.
 """
 
 import argparse

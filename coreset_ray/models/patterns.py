@@ -92,7 +92,8 @@ def width_of_tokens(spec: EncoderSpec) -> int:
     """d, without weights."""
     entry = published(spec)
     with torch.device("meta"):
-        return timm.create_model(entry.model, pretrained=False).num_features
+        model: Any = timm.create_model(entry.model, pretrained=False)
+    return model.num_features
 
 
 def directions(tokens: torch.Tensor, count: int) -> torch.Tensor:
