@@ -16,6 +16,7 @@ from pipelines.compare_cells import Cell, manifest_of
 from pipelines.inputs import filled, key_of, pool_table, workspace_of
 
 _AT_ONCE = 100_000  # images of coresets that the pool is read once for, about
+_CLUSTERS = 100  # counted where signals.clusters.count says nothing else
 _LEAST = 0.001  # radius
 
 
@@ -63,20 +64,18 @@ def agreements(config: Config, cells: Sequence[Cell], rows: int) -> dict[tuple[s
     return found
 
 
-def _folder(config: Config) -> tuple[Location, Location | None]:
-    """Where the records lie, and the clusters that are counted where signals.clusters.count says
-    how many."""
-    clusters = None
-    if config.signals.clusters.count is not None:
-        signal_clusters.run(config)
-        clusters = signal_clusters.stage_of(config)[0].folder
-    told = [key_of(pool_table(config).snapshot()), clusters and clusters.path.rsplit("/", 1)[1]]
-    return workspace_of(config).stage("cells", "measures", fingerprint(told)).folder, clusters
+def _folder(config: Config) -> tuple[Location, Location]:
+    """Where the records lie, and the clusters that are counted, by default a hundred."""
+    snapshot, told = pool_table(config).snapshot(), config.signals.clusters
+    count = told.count or min(_CLUSTERS, snapshot["rows"])
+    config = config.replace("signals", clusters=told.model_copy(update={"count": count}))
+    signal_clusters.run(config)
+    clusters = signal_clusters.stage_of(config)[0].folder
+    content = fingerprint([key_of(snapshot), clusters.path.rsplit("/", 1)[1]])
+    return workspace_of(config).stage("cells", "measures", content).folder, clusters
 
 
-def _measured(
-    config: Config, selections: list[str], clusters: Location | None
-) -> list[dict[str, Any]]:
+def _measured(config: Config, selections: list[str], clusters: Location) -> list[dict[str, Any]]:
     table = pool_table(config)
     coresets = [read_table(manifest_of(config, name), ["uid", "weight"]) for name in selections]
     return measure_coresets(table.parts, filled(table.snapshot()), coresets, clusters=clusters)

@@ -12,7 +12,15 @@ from pools import digits_pool, embed_pixels, write_config
 from coreset_ray import cli
 from coreset_ray.config import load
 from coreset_ray.core.standings import Runs
-from pipelines import compare, compare_evaluate, compare_plots, evaluate, export, select_coreset
+from pipelines import (
+    compare,
+    compare_evaluate,
+    compare_measures,
+    compare_plots,
+    evaluate,
+    export,
+    select_coreset,
+)
 from pipelines.compare_cells import counts
 from pipelines.inputs import pool_table
 
@@ -139,6 +147,16 @@ def test_random_covers_half_by_definition(finished):
     for row in random:
         assert row["coverage"] >= 0.5 and 0 < row["clusters_covered"] <= 1
         assert row["effective_size"] == row["images"] and 0 <= row["agreement"] <= 1
+
+
+def test_a_hundred_clusters_are_counted_where_none_are_configured(finished):
+    path, _, _, _ = finished
+    folder, clusters = compare_measures._folder(load(path, ["signals.clusters={}"]))
+    assert (clusters / "done.json").read_json()["count"] == 100
+    name = next(r["selection"] for r in table(path)[1] if r["failed"] is None)
+    (told,) = compare_measures._measured(load(path), [name], clusters)
+    kept = told["clusters_covered"]["clusters"]
+    assert 0 < kept < 1 and folder.uri != compare_measures._folder(load(path))[0].uri
 
 
 def test_results_lie_where_the_help_says(finished):

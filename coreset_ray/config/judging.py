@@ -101,7 +101,8 @@ class CompareConfig(Section):
     """methods × budgets × seeds on one embedding table, random always among the methods.
     signals: `anew` has every seed cluster and train anew, so that the spread covers them; `shared`
     takes those of signals.seed for all. measures: report what needs no labels of every coreset:
-    coverage, duplicates, effective size."""
+    coverage, duplicates, effective size, and of how many of signals.clusters.count clusters, here
+    by default a hundred, an image is kept."""
 
     methods: Annotated[tuple[CandidateConfig, ...], Field(min_length=1)]
     budgets: Annotated[tuple[Budget, ...], Field(min_length=1)]
