@@ -18,6 +18,8 @@ os.environ |= {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
 os.environ |= {"AWS_EC2_METADATA_DISABLED": "true", "AWS_CONFIG_FILE": os.devnull}
 
 os.environ.setdefault("RAY_metrics_report_interval_ms", "1000")  # not ten seconds in every test
+os.environ.setdefault("RAY_num_workers_soft_limit", "8")  # processes that have imported all
+os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")  # are used again
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # not 2 s, twice a training
 
 # Compiled code is kept by file, and a file that calls another's is not compiled anew when that one
