@@ -13,6 +13,8 @@ from coreset_ray.core.standings import BASELINE, Runs
 from pipelines.compare_cells import Cell
 from pipelines.report import svg
 
+_ONE_RUN = "budgets that a method chooses in one run each show all of that run"
+
 
 def accuracy_plot(runs: Sequence[Runs], evaluator: str) -> str:
     """Mean against budget, a line a method with a band of one standard deviation; random on top."""
@@ -39,6 +41,7 @@ def memory_plot(cells: Sequence[Cell]) -> str:
 
 def _cost_plot(cells: Sequence[Cell], cost: Mapping[Cell, float | None], what: str) -> str:
     figure, axes = _figure(what)
+    axes.set_title(_ONE_RUN, fontsize="x-small")
     known = [c for c in cells if cost[c] is not None]
     for label, style in _styles([c.label for c in known]).items():
         spent: dict[int, list[float]] = {}
