@@ -122,16 +122,16 @@ def nearest_rows(of: Directions, neighbors: int) -> tuple[np.ndarray, np.ndarray
 
 
 def _both_ways(neighbor: np.ndarray, similarity: np.ndarray) -> Sparse:
-    """Similarity of a row and a neighbour of it, whichever names the other."""
-    n = len(neighbor)
-    similarity = np.clip(similarity, 0, 1).astype(np.float32, copy=False)
-    row = np.repeat(np.arange(n), neighbor.shape[1]).reshape(neighbor.shape)
-    here = (neighbor >= 0) & (neighbor != row) & (similarity > 0)
-    every = np.arange(n)
-    row = np.concatenate([every, row[here]])
-    client = np.concatenate([every, neighbor[here]])
-    value = np.concatenate([np.ones(n, np.float32), similarity[here]])
-    near = csr_array((value, (row, client)), shape=(n, n))
+    """Similarity of a row and a neighbour of it, whichever names the other; of itself 1."""
+    n, own = len(neighbor), np.arange(len(neighbor), dtype=np.int32)[:, None]
+    client = np.concatenate([own, neighbor.astype(np.int32)], axis=1)
+    value = np.concatenate([np.ones((n, 1), np.float32), np.clip(similarity, 0, 1)], axis=1)
+    here = (client >= 0) & (value > 0)
+    here[:, 1:] &= client[:, 1:] != own
+    start = np.concatenate([[0], np.cumsum(here.sum(axis=1))])
+    near = csr_array((value[here], client[here], start), shape=(n, n))
+    del client, value, here  # this is where a pool's choice takes most memory
+    near.sort_indices()
     return _sparse(csr_array(near.maximum(csr_array(near.T))), n)
 
 
