@@ -40,7 +40,8 @@ def check_choice(config: Config, pool: PoolSize, on: Cluster) -> None:
     asked = pool.rows // groups, each, parts, on.nodes
     remedy = limits.SHARE_OUT if method.weighs else None
     width = {column: _widths(config, pool).numbers(column) for column in method.needs}
-    limits.check_whole(*asked, chosen=share, scratch=method.scratch(share, width), remedy=remedy)
+    scratch = method.scratch(share, width)
+    limits.check_whole(*asked, copies=method.copies, chosen=share, scratch=scratch, remedy=remedy)
 
 
 def filters_stage(

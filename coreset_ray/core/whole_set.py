@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from coreset_ray.core.limits import COPIES
 from coreset_ray.core.method import Method
 from coreset_ray.core.pool import Pool, in_uid_order
 from coreset_ray.core.random import uid_uniform
@@ -34,13 +35,15 @@ class WholeSet(Method):
 
     nested: a smaller budget's choice is the beginning of a larger one's. continues: what is chosen
     beside rows kept is what would have followed them. targeted: it asks for a target set. weighs:
-    the weight of a row depends on all that are chosen.
+    the weight of a row depends on all that are chosen. copies: of its columns that a choice holds
+    at once, at most, measured on a million rows.
     """
 
     nested: ClassVar[bool] = True
     continues: ClassVar[bool] = False
     targeted: ClassVar[bool] = False
     weighs: ClassVar[bool] = False
+    copies: ClassVar[int] = COPIES
 
     def scratch(self, k: int, width: Mapping[str, int]) -> int:
         """Bytes that a choice grows to beside its rows, where k are chosen or kept, if many.

@@ -94,10 +94,10 @@ class ByItself:
 
     def bytes(self, images: int) -> int:
         of = self.method.needs, self.files, self.parts[0][0]
-        held = COPIES * row_bytes(*of) * sum(rows for _, rows in self.parts)
+        held = row_bytes(*of) * sum(rows for _, rows in self.parts)
         if not isinstance(self.method, WholeSet):
-            return held
-        return held + self.method.scratch(images, row_widths(*of))
+            return COPIES * held
+        return self.method.copies * held + self.method.scratch(images, row_widths(*of))
 
     def read(self) -> _Held:
         table = PartedTable(locate(self.files.table))

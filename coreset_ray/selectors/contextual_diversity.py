@@ -10,6 +10,8 @@ from coreset_ray.core.greedy import Greedy, Picked
 from coreset_ray.core.pool import Pool
 from coreset_ray.core.random import uid_uniform
 
+_TILE = 4096  # rows compared at a time
+
 
 @dataclass(frozen=True)
 class ContextualDiversity(Greedy):
@@ -35,6 +37,8 @@ class ContextualDiversity(Greedy):
         return FARTHEST + uid_uniform(seed, block.uid)
 
     def take(self, gain: np.ndarray, block: Pool, number: np.ndarray, chosen: Picked) -> None:
-        centers = chosen.rows
-        apart = divergences(block["p"], block["log"], centers["p"], centers["log"])
-        np.minimum(gain, apart.min(axis=1), out=gain)
+        p, log = chosen.rows["p"], chosen.rows["log"]
+        for first in range(0, len(gain), _TILE):
+            here = slice(first, first + _TILE)
+            apart = divergences(block["p"][here], block["log"][here], p, log)
+            np.minimum(gain[here], apart.min(axis=1), out=gain[here])

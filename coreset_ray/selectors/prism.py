@@ -37,6 +37,7 @@ class PRISM(Submodular):
     family: ClassVar[str] = "submodular"
     source: ClassVar[str] = "Kothawade et al., 2022, Table 1"
     cost: ClassVar[str] = "O(n·q·m) and O(neighbors) a gain"
+    copies: ClassVar[int] = 6
     targeted: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

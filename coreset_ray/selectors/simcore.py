@@ -33,6 +33,7 @@ class SimCore(WholeSet):
     family: ClassVar[str] = "geometry"
     source: ClassVar[str] = "Kim et al., 2023"
     cost: ClassVar[str] = "O(n·m·clusters)"
+    copies: ClassVar[int] = 6
     targeted: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

@@ -51,6 +51,7 @@ class SIMILAR(Submodular):
     family: ClassVar[str] = "submodular"
     source: ClassVar[str] = "Kothawade et al., 2021, Table 1"
     cost: ClassVar[str] = "O(n·q·m) and O(neighbors) a gain"
+    copies: ClassVar[int] = 6
 
     def __post_init__(self) -> None:
         super().__post_init__()
