@@ -1,5 +1,6 @@
 """What every method that selects by itself promises. Methods are found by looking."""
 
+import tracemalloc
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -11,6 +12,7 @@ import coreset_ray
 from coreset_ray import catalog
 from coreset_ray.core.alone import Alone, in_one_go, select_alone, select_budgets
 from coreset_ray.core.greedy import Block, Greedy, Picked, greedy_turns, together
+from coreset_ray.core.made_up import Widths, made_up
 from coreset_ray.core.pool import Pool, uid_order
 from coreset_ray.core.rule import Rule, shares
 from coreset_ray.core.selection import Selection
@@ -263,6 +265,22 @@ def test_two_rounds_give_an_answer_that_no_order_moves(name: str) -> None:
     moved = select(method, rearranged(of, order), 20, kept=place[kept], partitions=4)
     np.testing.assert_array_equal(order[moved.rows], whole.rows)
     check(select(method, of, N - 2, kept=kept, partitions=40), N, N - 2)
+
+
+@pytest.mark.parametrize("name", [n for n in WHOLE if n not in {"craig", *SETTINGS}])
+def test_a_choice_holds_no_more_copies_of_its_columns_than_it_says(name: str) -> None:
+    """By its growth from ten to twenty thousand rows, which leaves out what does not grow. CRAIG's
+    distances grow to that size in full."""
+    method, widths, most = build(name), Widths(64, tokens=32), []
+    for n in (1000, 10_000, 20_000):  # the first compiles
+        rows = made_up(method.needs, n, widths)
+        more = {"target": rows["embedding"][:20].copy()} if method.targeted else {}
+        tracemalloc.start()
+        select_alone(method, rows, 20, 0, **more)
+        most.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    each = 10_000 * sum(widths.bytes(column) for column in method.needs)
+    assert 1 + (most[2] - most[1]) / each < 1.05 * method.copies
 
 
 @dataclass(frozen=True)

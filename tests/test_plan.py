@@ -27,6 +27,7 @@ from coreset_ray.distributed import calibrate_choice
 from coreset_ray.distributed.session import Cluster
 from coreset_ray.filters.near_duplicates import NearDuplicates
 from coreset_ray.selectors.cal import Cal
+from coreset_ray.selectors.graph_cut import GraphCut
 from coreset_ray.selectors.k_center import KCenter
 from coreset_ray.selectors.medoids import Medoids
 from pipelines import embed, plan, plan_signals, score, select_coreset
@@ -339,6 +340,9 @@ def test_choices_that_fit_no_node_are_refused(tmp_path):
         planned(tmp_path, medoids, "select.budget=0.05", rows=2_000_000)
     with pytest.raises(ValueError, match=r"holds all rows .*no select.partitions do: lower the"):
         planned(tmp_path, medoids, "select.budget=0.5", rows=2_000_000)
+    limits.check_whole(1000, 600, 1, [(1, 4e6)], copies=6)
+    with pytest.raises(ValueError, match=r": 7 × 1,000 rows × 600 bytes = 4.2 MB.* at least 2"):
+        limits.check_whole(1000, 600, 1, [(1, 4e6)], copies=GraphCut.copies)
     near = "select.filters=[near_duplicates]"
     assert "filters" in planned(tmp_path, near)
     with pytest.raises(ValueError, match=r"select.filters: NearDup.* leave it out, or add a large"):

@@ -36,7 +36,7 @@ class WholeSet(Method):
     nested: a smaller budget's choice is the beginning of a larger one's. continues: what is chosen
     beside rows kept is what would have followed them. targeted: it asks for a target set. weighs:
     the weight of a row depends on all that are chosen. copies: of its columns that a choice holds
-    at once, at most, measured on a million rows.
+    at once, at most.
     """
 
     nested: ClassVar[bool] = True

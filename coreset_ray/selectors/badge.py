@@ -28,6 +28,7 @@ class Badge(WholeSet):
     family: ClassVar[str] = "gradient"
     source: ClassVar[str] = "Ash et al., 2020, Algorithm 1"
     cost: ClassVar[str] = "O(n·(c + h)·k)"
+    copies: ClassVar[int] = 5
     continues: ClassVar[bool] = True
 
     def work(self, n: int, k: int) -> float:

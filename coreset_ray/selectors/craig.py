@@ -34,6 +34,7 @@ class Craig(WholeSet):
     family: ClassVar[str] = "gradient"
     source: ClassVar[str] = "Mirzasoleiman et al., 2020, Algorithm 1"
     cost: ClassVar[str] = "O(n²·(c + h) / c)"
+    copies: ClassVar[int] = 8
     seeded: ClassVar[bool] = False
     weighs: ClassVar[bool] = True
     continues: ClassVar[bool] = True

@@ -32,7 +32,7 @@ class FacilityLocation(Submodular):
     family: ClassVar[str] = "submodular"
     source: ClassVar[str] = "Wei et al., 2015; survey, Eq. 18"
     cost: ClassVar[str] = "O(n·neighbors) and O(neighbors) a gain"
-    copies: ClassVar[int] = 6
+    copies: ClassVar[int] = 7
 
     def __post_init__(self) -> None:
         super().__post_init__()

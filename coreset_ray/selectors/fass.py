@@ -34,7 +34,7 @@ class FASS(Submodular):
     family: ClassVar[str] = "submodular"
     source: ClassVar[str] = "Wei et al., 2015, section 5"
     cost: ClassVar[str] = "O(n·(c + neighbors))"
-    copies: ClassVar[int] = 6
+    copies: ClassVar[int] = 7
     nested: ClassVar[bool] = False
     continues: ClassVar[bool] = False
 

@@ -23,6 +23,7 @@ class Glister(OneStep):
     """
 
     source: ClassVar[str] = "Killamsetty et al., 2021 (GLISTER), Algorithm 2"
+    copies: ClassVar[int] = 5
 
     def sides(self, pool: Pool, kept: np.ndarray) -> tuple[Judges, Gradients, np.ndarray]:
         label = pool["proxy.label"]

@@ -33,6 +33,7 @@ class GradMatch(WholeSet):
     family: ClassVar[str] = "gradient"
     source: ClassVar[str] = "Killamsetty et al., 2021 (GradMatch), Algorithm 2"
     cost: ClassVar[str] = "O(n·c·h·k + k³)"
+    copies: ClassVar[int] = 5
     seeded: ClassVar[bool] = False
     weighs: ClassVar[bool] = True
     continues: ClassVar[bool] = True

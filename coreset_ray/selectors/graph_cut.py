@@ -33,7 +33,7 @@ class GraphCut(Submodular):
     family: ClassVar[str] = "submodular"
     source: ClassVar[str] = "Iyer et al., 2021; survey, Eq. 19"
     cost: ClassVar[str] = "O(n·neighbors), or O(n·m) and O(m) a gain"
-    copies: ClassVar[int] = 6
+    copies: ClassVar[int] = 7
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -25,7 +25,7 @@ class Retrieve(OneStep):
     """
 
     source: ClassVar[str] = "Killamsetty et al., 2021 (RETRIEVE), Algorithm 1"
-    copies: ClassVar[int] = 6
+    copies: ClassVar[int] = 7
 
     def sides(self, pool: Pool, kept: np.ndarray) -> tuple[Judges, Gradients, np.ndarray]:
         labelled = pool.take(kept if len(kept) else np.arange(len(pool)))
