@@ -172,9 +172,9 @@ def test_parts_that_get_none_of_few_rows_change_nothing(embedded):
 def test_what_fits_no_machine_is_refused_with_the_arithmetic(embedded, monkeypatch):
     config = load(embedded, ["score={}", "select.method=facility_location", "signals.classes=4"])
     write_signals(config)
-    small = SimpleNamespace(cpus=2, nodes=((2, 20_000),))
+    small = SimpleNamespace(cpus=2, nodes=((2, 30_000),))
     monkeypatch.setattr(alone, "cluster", lambda: small)
-    with pytest.raises(ValueError, match=r"120 rows × .* bytes = .* select.partitions to at least"):
+    with pytest.raises(ValueError, match=r"7 × 120 rows × .* bytes = .* select.partitions to at least"):
         manifest_of(config)
 
 
