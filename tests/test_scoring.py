@@ -174,7 +174,9 @@ def test_what_fits_no_machine_is_refused_with_the_arithmetic(embedded, monkeypat
     write_signals(config)
     small = SimpleNamespace(cpus=2, nodes=((2, 30_000),))
     monkeypatch.setattr(alone, "cluster", lambda: small)
-    with pytest.raises(ValueError, match=r"7 × 120 rows × .* bytes = .* select.partitions to at least"):
+    with pytest.raises(
+        ValueError, match=r"7 × 120 rows × .* bytes = .* select.partitions to at least"
+    ):
         manifest_of(config)
 
 
