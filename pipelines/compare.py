@@ -25,9 +25,9 @@ from pipelines.inputs import (
     listed_once,
     on_cluster,
     pool_table,
-    training_mark,
     workspace_of,
 )
+from pipelines.trainings import training_mark
 
 _log = logging.getLogger(__name__)
 

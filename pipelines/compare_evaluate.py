@@ -25,8 +25,9 @@ from coreset_ray.io.tables import read_table
 from coreset_ray.telemetry.run import as_stage, finished_before
 from pipelines.compare_cells import Cell, manifest_of
 from pipelines.evaluate import marks, test_table
-from pipelines.inputs import filled, key_of, pool_table, trains_on_gpu, workspace_of
+from pipelines.inputs import filled, key_of, pool_table, workspace_of
 from pipelines.labeled import labeled_images
+from pipelines.trainings import running, trains_on_gpu
 
 _log = logging.getLogger(__name__)
 
@@ -173,10 +174,12 @@ def _trainings(
     classes: int,
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     assert settings.resnet is not None, "the caller checked"
-    gpu, workers, on = trains_on_gpu(config), config.compute.train_workers, cluster()
+    folder, on = _folders(config, settings)[settings.resnet.model], cluster()
+    devices = on.gpus if trains_on_gpu(config) else on.cpus
     trainings = [
         Training(
-            *(manifest_of(config, job.selection).uri, job.name, job.seed, job.weighted),
+            *(manifest_of(config, job.selection).uri, running(config, folder, job.name)),
+            *(job.seed, job.weighted),
             corruption=_corruption(settings, job, classes),
         )
         for job in jobs
@@ -184,10 +187,6 @@ def _trainings(
     ]
     yield from train_each(
         *(trainings, images, truth, settings.resnet),
-        at_once=max(1, int((on.gpus if gpu else on.cpus) // workers)),
+        at_once=max(1, int(devices // config.compute.train_workers)),
         classes=classes,
-        storage_path=(_folders(config, settings)[settings.resnet.model] / "training").uri,
-        workers=workers,
-        use_gpu=gpu,
-        loader_workers=config.compute.loader_workers,
     )

@@ -26,10 +26,10 @@ from pipelines.inputs import (
     nothing_to_do,
     on_cluster,
     pool_table,
-    training_mark,
     workspace_of,
 )
 from pipelines.labeled import labeled_images
+from pipelines.trainings import training_mark
 
 _log = logging.getLogger(__name__)
 

@@ -28,12 +28,12 @@ from pipelines.inputs import (
     nothing_to_do,
     on_cluster,
     pool_table,
-    trains_on_gpu,
     uri_of,
     workspace_of,
 )
 from pipelines.labeled import labeled_images
 from pipelines.report import markdown, results_table
+from pipelines.trainings import running
 
 _log = logging.getLogger(__name__)
 
@@ -202,7 +202,6 @@ def _train(
 ) -> list[dict[str, Any]]:
     """One training for each arm; one that finished is not repeated."""
     assert settings.resnet is not None, "the caller checked"
-    gpu = trains_on_gpu(config)
     exported = _exported_images(config)
     results = []
     for arm in arms:
@@ -218,11 +217,7 @@ def _train(
                 replace(settings.resnet, weighted=arm.weighted and config.weighting()),
                 classes=len(names),
                 seed=arm.seed,
-                name=name,
-                storage_path=(stage.folder / "training").uri,
-                workers=config.compute.train_workers,
-                use_gpu=gpu,
-                loader_workers=config.compute.loader_workers,
+                running=running(config, stage.folder, name),
             )
             _log.info(
                 "evaluate: %s seed %d: accuracy %.4f", arm.name, arm.seed, outcome["accuracy"]

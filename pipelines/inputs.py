@@ -12,7 +12,7 @@ from typing import Any
 from coreset_ray.config import Config, PoolConfig, fingerprint
 from coreset_ray.core.address import with_options
 from coreset_ray.distributed.capacity import Wanted
-from coreset_ray.distributed.session import choose_device, cluster, session
+from coreset_ray.distributed.session import session
 from coreset_ray.distributed.shared import check_shared
 from coreset_ray.distributed.weights import at_hand
 from coreset_ray.io.shards import Shard, list_shards
@@ -22,6 +22,7 @@ from coreset_ray.models.encoders import describe
 from coreset_ray.models.spec import PRETRAINED, EncoderSpec, absolute
 from coreset_ray.telemetry.run import finished_before
 from coreset_ray.version import __version__
+from pipelines.trainings import training_mark
 
 WEIGHTS = "weights.safetensors"  # of an encoder that was trained on the pool
 
@@ -155,23 +156,6 @@ def on_cluster(config: Config, wanted: Wanted | None = None) -> Iterator[None]:
     with session(config.compute.address, wanted):
         check_shared(workspace_of(config).root)
         yield
-
-
-def trains_on_gpu(config: Config) -> bool:
-    """Whether trainings have a GPU each worker; `ValueError` where there are GPUs, but too few."""
-    gpu = choose_device(config.compute.device) == "cuda"
-    if gpu and cluster().gpus < config.compute.train_workers:
-        raise ValueError(
-            f"compute.train_workers={config.compute.train_workers}: each takes a GPU, and this "
-            f"cluster has {cluster().gpus:g}"
-        )
-    return gpu
-
-
-def training_mark(config: Config, content: list[Any]) -> str:
-    """The fingerprint of what a training gives: another number of workers draws other batches."""
-    workers = config.compute.train_workers
-    return fingerprint([*content, workers] if workers > 1 else content)
 
 
 @contextmanager

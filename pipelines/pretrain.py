@@ -22,9 +22,9 @@ from pipelines.inputs import (
     pretrain_shards,
     pretrain_stage,
     scratch_of,
-    trains_on_gpu,
     workspace_of,
 )
+from pipelines.trainings import running
 
 _log = logging.getLogger(__name__)
 
@@ -43,18 +43,14 @@ def run(config: Config) -> dict[str, Any]:
     _warn_of_another(config)
     start = time.monotonic()
     with on_cluster(config, config.compute.wait_for):
-        gpu = trains_on_gpu(config)
+        how = running(config, stage.folder, "pretrain")
         images = _images(config, stage)
         facts = pretrain_encoder(
             *(images, absolute(own), told.recipe(), stage.folder / WEIGHTS),
             seed=told.seed,
             max_pixels=config.embed.max_pixels,
             scratch=scratch_of(config, "pretrain"),
-            storage_path=(stage.folder / "training").uri,
-            name="pretrain",
-            workers=config.compute.train_workers,
-            use_gpu=gpu,
-            loader_workers=config.compute.loader_workers,
+            running=how,
         )
     seconds = round(time.monotonic() - start, 2)
     _log.info(

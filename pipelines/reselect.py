@@ -21,10 +21,10 @@ from pipelines.inputs import (
     listed_once,
     on_cluster,
     pool_table,
-    training_mark,
     workspace_of,
 )
 from pipelines.reselect_keep import Standing, standing_of, under_cap, write_kept
+from pipelines.trainings import training_mark
 
 _log = logging.getLogger(__name__)
 

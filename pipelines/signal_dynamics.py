@@ -21,10 +21,9 @@ from pipelines.inputs import (
     on_cluster,
     pool_table,
     scratch_of,
-    training_mark,
-    trains_on_gpu,
     workspace_of,
 )
+from pipelines.trainings import running, training_mark
 
 _log = logging.getLogger(__name__)
 
@@ -62,12 +61,8 @@ def run(config: Config) -> dict[str, Any]:
             classes=labels["classes"],
             seed=config.signals.seed,
             scratch=scratch_of(config, f"{key_of(snapshot)}-rows"),
-            storage_path=(stage.folder / "training").uri,
-            name="dynamics",
+            running=running(config, stage.folder, "dynamics", checkpoint_every=5),
             images=None if told.proxy == "mlp" else _images(config, list(parts)),
-            workers=config.compute.train_workers,
-            use_gpu=trains_on_gpu(config),
-            loader_workers=config.compute.loader_workers,
         )
     seconds = round(time.monotonic() - start, 2)
     _log.info(

@@ -17,10 +17,9 @@ from pipelines.inputs import (
     on_cluster,
     pool_table,
     scratch_of,
-    training_mark,
-    trains_on_gpu,
     workspace_of,
 )
+from pipelines.trainings import running, training_mark
 
 _log = logging.getLogger(__name__)
 
@@ -58,10 +57,7 @@ def run(config: Config) -> dict[str, Any]:
             classes=labels["classes"],
             seed=config.signals.seed,
             scratch=scratch_of(config, f"{key_of(snapshot)}-rows"),
-            storage_path=(stage.folder / "training").uri,
-            name="proxy",
-            workers=config.compute.train_workers,
-            use_gpu=trains_on_gpu(config),
+            running=running(config, stage.folder, "proxy", checkpoint_every=5),
         )
     seconds = round(time.monotonic() - start, 2)
     _log.info(

@@ -29,11 +29,10 @@ from pipelines.inputs import (
     on_cluster,
     pool_table,
     scratch_of,
-    training_mark,
-    trains_on_gpu,
     uri_of,
     workspace_of,
 )
+from pipelines.trainings import running, training_mark
 
 _log = logging.getLogger(__name__)
 
@@ -118,10 +117,7 @@ def _write(
     facts = train_heads(
         *(pool_table(config).parts, parts, knn.folder, wanted, stage.folder),
         scratch=scratch_of(config, f"{key_of(snapshot)}-rows"),
-        name="heads",
-        storage_path=(stage.folder / "training").uri,
-        workers=config.compute.train_workers,
-        use_gpu=trains_on_gpu(config),
+        running=running(config, stage.folder, "heads"),
     )
     return facts | {"made_of": [knn.name, *classes.made_of(config)]}
 

@@ -5,6 +5,7 @@ minute; each kind of training is run by the real one too."""
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +16,13 @@ import torch
 from ray.train.v2._internal.execution.train_fn_utils import LocalTrainFnUtils, set_train_fn_utils
 
 from coreset_ray.distributed import fit
+
+
+def split(how: dict[str, Any]) -> tuple[fit.Running, dict[str, Any]]:
+    """A test's settings of a training in two: how it is run, and all others."""
+    names = {field.name for field in fields(fit.Running)} & how.keys()
+    running = fit.Running(**{name: how[name] for name in names})
+    return running, {name: value for name, value in how.items() if name not in names}
 
 
 class _Kept(LocalTrainFnUtils):

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from local_training import in_this_process
+from local_training import in_this_process, split
 from pools import table_of
 
 from coreset_ray.clustering.agreement import collapsed, contingency, labels_of, matched, usage
@@ -297,8 +297,9 @@ def blobs(tmp_path_factory):
 def train(blobs, folder, settings=SMALL, **how: Any):
     table, parts, signal, _ = blobs
     how = {"scratch": str(folder / "scratch"), "storage_path": str(folder / "train"), **how}
-    how = {"name": "run", "checkpoint_every": 3, **how}
-    return train_heads(table, parts, signal, settings, locate(str(folder / "out")), **how)
+    running, told = split({"name": "run", "checkpoint_every": 3, **how})
+    out = locate(str(folder / "out"))
+    return train_heads(table, parts, signal, settings, out, running=running, **told)
 
 
 def labels(folder) -> pa.Table:

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from local_training import in_this_process
+from local_training import in_this_process, split
 from PIL import Image
 from pools import table_of
 from signal_columns import dynamics
@@ -199,12 +199,10 @@ def record(folder: Path, data: tuple, name: str, **how: Any) -> tuple[dict, dict
     """The facts, and the columns over all parts, (n, epochs)."""
     table, parts, label, labels = data
     how = {"proxy": MLP, "classes": int(label.max()) + 1, "seed": SEED, **how}
+    how = {"scratch": str(folder / f"scratch-{name}"), "storage_path": str(folder), **how}
+    running, told = split({"name": f"train-{name}", "checkpoint_every": 5, **how})
     out = folder / name
-    facts = record_dynamics(
-        *(table, parts, labels, locate(str(out))),
-        **{"scratch": str(folder / f"scratch-{name}"), "storage_path": str(folder), **how},
-        name=f"train-{name}",
-    )
+    facts = record_dynamics(table, parts, labels, locate(str(out)), running=running, **told)
     return facts, columns(out, table, parts)
 
 

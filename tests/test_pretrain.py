@@ -9,6 +9,7 @@ import torch
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from local_training import split
 from PIL import Image
 from pools import digits_pool, write_config
 from torch import nn
@@ -283,11 +284,13 @@ def test_wrong_arguments_are_refused_before_ray_is_touched(
     zeros = np.zeros(rows, np.int64)
     images = pa.table({"path": pa.array(["x"] * rows, pa.string()), "offset": zeros, "size": zeros})
     told = {"seed": 0, "max_pixels": 100, "scratch": "s", "storage_path": "p", "name": "n"}
+    running, told = split({**told, **change})
     with pytest.raises(ValueError, match=said):
         pretrain_encoder(
             *(images, EncoderSpec(name="timm:test_resnet"), SimclrRecipe(batch_size=16)),
             locate(str(tmp_path / "w.safetensors")),
-            **{**told, **change},
+            **told,
+            running=running,
         )
 
 

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 import torch
-from local_training import in_this_process
+from local_training import in_this_process, split
 from pools import digits_pool, embed_pixels, read_shard, without_labels, write_config
 from signal_columns import pool_with_signals
 from torch import nn
@@ -316,12 +316,12 @@ def train(config, folder: Path, **how: Any) -> dict[str, Any]:
     labels = signals.finished(config, "pseudo_labels")[0].folder
     table = pool_table(config)
     told = {"recipe": ProxyRecipe(**RECIPE), "runs": 3, "classes": 10, "seed": 3, **how}  # type: ignore[arg-type]
+    running, told = split({"name": "proxy", "storage_path": str(folder / "training"), **told})
     return train_proxy(
         *(table.parts, filled(table.snapshot()), labels, locate(str(folder / "out"))),
         **told,
         scratch=str(folder / "scratch"),
-        storage_path=str(folder / "training"),
-        name="proxy",
+        running=running,
     )
 
 

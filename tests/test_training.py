@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from local_training import split
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -215,9 +216,10 @@ def test_one_image_gives_batch_normalisation_two_rows() -> None:
 
 
 def _run(table: pa.Table, folder: Path, name: str, recipe: Recipe = SMALL, **how) -> dict:
-    how = {"classes": 10, "seed": 1, **how}
-    test = how.pop("test", table)
-    return train_and_test(table, test, recipe, name=name, storage_path=str(folder), **how)
+    told = {"classes": 10, "seed": 1, "name": name, "storage_path": str(folder), **how}
+    running, settings = split(told)
+    test = settings.pop("test", table)
+    return train_and_test(table, test, recipe, running=running, **settings)
 
 
 def _fails_once(marker: Path, reads: int):
@@ -368,13 +370,14 @@ def test_refused_before_ray(digits: pa.Table, tmp_path: Path, change: dict, mess
 
 _DRIVER = """
 import sys, ray, pyarrow.parquet as pq
+from coreset_ray.distributed.fit import Running
 from coreset_ray.distributed.train import train_and_test
 from coreset_ray.models.recipe import Recipe
 folder, recipe = sys.argv[1], Recipe({recipe})
 ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
 table = pq.read_table(folder + "/table.parquet")
-train_and_test(table, table, recipe, classes=10, seed=1, name="killed", storage_path=folder,
-               checkpoint_every=1)
+train_and_test(table, table, recipe, classes=10, seed=1,
+               running=Running("killed", folder, checkpoint_every=1))
 """
 
 

@@ -18,7 +18,7 @@ from coreset_ray.clustering.deep import HeadSettings
 from coreset_ray.clustering.labeler import Labeler, labeler_of
 from coreset_ray.core.random import draw_words
 from coreset_ray.distributed.deep_worker import HeadJob, work
-from coreset_ray.distributed.fit import fit
+from coreset_ray.distributed.fit import Running, fit
 from coreset_ray.distributed.progress import Progress
 from coreset_ray.io.filesystem import Location, locate
 from coreset_ray.io.tables import PartedTable, matrix, read_table, write_table
@@ -35,12 +35,7 @@ def train_heads(
     out: Location,
     *,
     scratch: str,
-    name: str,
-    storage_path: str,
-    workers: int = 1,
-    use_gpu: bool = False,
-    max_failures: int = 3,
-    checkpoint_every: int = 10,
+    running: Running,
     stop_after: int | None = None,
 ) -> dict[str, Any]:
     """Trains heads on a pool and its neighbours, keeps them in OUT/heads.pt, and writes a part of
@@ -51,9 +46,7 @@ def train_heads(
 
     parts: rows of each, in the order that numbers rows; neighbors: folder of the k-NN signal.
     scratch: a folder of each machine for this pool and these neighbours, where both are laid out.
-    name, storage_path: where checkpoints go (shared by all nodes); a call with a name that has
-    been there resumes it. checkpoint_every: epochs. stop_after: epochs after which to stop for
-    now, before any labels.
+    stop_after: epochs after which to stop for now, before any labels.
 
     Pairs depend on (seed, epoch, row) alone. The same seed and workers give the same heads on a
     CPU; another number of workers adds gradients in another order, which moves last digits, and
@@ -66,14 +59,8 @@ def train_heads(
     is not finite, for a name that belongs to other training, after max_failures, and where all
     heads put everything into one cluster with each of three seeds.
     """
-    _check(settings, parts, name, workers, checkpoint_every, stop_after)
+    _check(settings, parts, running.workers, stop_after)
     fingerprint = _fingerprint(settings, parts, neighbors)
-    attempt: dict[str, Any] = {
-        "storage_path": storage_path,
-        "workers": workers,
-        "use_gpu": use_gpu,
-        "max_failures": max_failures,
-    }
     if not (out / "heads.pt").exists():
         for tried in range(_ATTEMPTS):
             job = HeadJob(
@@ -84,29 +71,29 @@ def train_heads(
                 scratch=scratch,
                 out=out.uri,
                 epochs=min(settings.epochs, stop_after or settings.epochs),
-                checkpoint_every=checkpoint_every,
+                checkpoint_every=running.checkpoint_every,
                 fingerprint=fingerprint,
             )
-            facts = fit(work, job, name=f"{name}-{tried}", **attempt)
+            facts = fit(work, job, replace(running, name=f"{running.name}-{tried}"))
             if facts["epochs"] < settings.epochs:
                 return facts
             if facts["written"]:
                 break
         else:
             raise RuntimeError(
-                f"training {name!r}: with each of {_ATTEMPTS} seeds all {settings.heads} heads put "
-                f"everything into one cluster ({facts['largest_share'][0]:.1%} in the first head); "
-                + _remedy(settings)
+                f"training {running.name!r}: with each of {_ATTEMPTS} seeds all {settings.heads} "
+                "heads put everything into one cluster "
+                f"({facts['largest_share'][0]:.1%} in the first head); " + _remedy(settings)
             )
     state = _load(out)
     if state["fingerprint"] != fingerprint:
         raise RuntimeError(
             f"{(out / 'heads.pt').uri} was trained on other data or settings; delete that folder"
         )
-    _label_parts(labeler_of(state), table, parts, out, gpus=float(use_gpu))
+    _label_parts(labeler_of(state), table, parts, out, gpus=float(running.use_gpu))
     seed = state["settings"]["seed"]
     attempts = [_seed(settings.seed, tried) for tried in range(_ATTEMPTS)].index(seed) + 1
-    return {**state["facts"], "seed": seed, "attempts": attempts, "workers": workers}
+    return {**state["facts"], "seed": seed, "attempts": attempts, "workers": running.workers}
 
 
 def load_labeler(out: Location) -> Labeler:
@@ -122,21 +109,14 @@ def _load(out: Location) -> dict[str, Any]:
 def _check(
     settings: HeadSettings,
     parts: dict[str, int],
-    name: str,
     workers: int,
-    checkpoint_every: int,
     stop_after: int | None,
 ) -> None:
     rows = sum(parts.values())
     if settings.classes > rows:
         raise ValueError(f"classes={settings.classes}: the pool has {rows} images; set it lower")
-    if not name or "/" in name:
-        raise ValueError(f"name={name!r}: expected a folder name without a slash")
-    if workers < 1 or checkpoint_every < 1 or (stop_after is not None and stop_after < 1):
-        raise ValueError(
-            f"workers={workers}, checkpoint_every={checkpoint_every}, stop_after={stop_after}: "
-            "expected at least 1"
-        )
+    if stop_after is not None and stop_after < 1:
+        raise ValueError(f"stop_after={stop_after}: expected at least 1")
     if settings.batch_size < 2 * workers:
         EpochBatches(1, settings.batch_size, seed=0, workers=workers)  # says what is wrong
 

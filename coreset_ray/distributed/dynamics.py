@@ -13,11 +13,12 @@ import numpy as np
 import pyarrow as pa
 import ray
 
+from coreset_ray.core.random import check_seed
 from coreset_ray.distributed.dynamics_worker import Recording, work
-from coreset_ray.distributed.fit import fit
+from coreset_ray.distributed.fit import Running, fit
 from coreset_ray.distributed.labels import check_labels
 from coreset_ray.distributed.pivot import pivot
-from coreset_ray.distributed.train import check_run, open_any
+from coreset_ray.distributed.train import open_any
 from coreset_ray.io.filesystem import Location, locate
 from coreset_ray.io.tables import PartedTable, read_table
 from coreset_ray.models.images import OwnedBatches
@@ -37,14 +38,8 @@ def record_dynamics(
     classes: int,
     seed: int,
     scratch: str,
-    storage_path: str,
-    name: str,
+    running: Running,
     images: pa.Table | None = None,
-    workers: int = 1,
-    use_gpu: bool = False,
-    loader_workers: int = 0,
-    checkpoint_every: int = 5,
-    max_failures: int = 3,
     open_file: Callable[[str], BinaryIO] | None = None,
 ) -> dict[str, Any]:
     """Writes part-NAME.parquet for every embedding part that has none yet: `uid`, and each of
@@ -63,20 +58,18 @@ def record_dynamics(
 
     scratch: a folder of each machine, for these and for its copy of the embeddings or of the
     decoded images (3 bytes a pixel; those that would leave less than a tenth of the disk free are
-    decoded each epoch, with a warning, and `cached` is below 1). name,
-    storage_path: where checkpoints go (a local path shared by all nodes, or a URI); a call with a
-    name that has been there resumes it. out: seen by all nodes; out/records holds the epochs
-    until all parts are written. checkpoint_every: epochs. open_file: as in `train_and_test`.
+    decoded each epoch, with a warning, and `cached` is below 1). out: seen by all nodes;
+    out/records holds the epochs until all parts are written. open_file: as in `train_and_test`.
 
     Returns, JSON-able: proxy, classes, epochs, train_loss and accuracy (on the pseudo-labels,
     over the last epoch), images, seconds (of this call), workers, device, precision. Raises
     `ValueError` for wrong arguments or labels before training; `RuntimeError` as training does.
     """
     started = time.perf_counter()
-    check_run(seed, name, workers, loader_workers, checkpoint_every)
+    check_seed(seed)
     _check_proxy(proxy, classes, images)
     rows = sum(parts.values())
-    OwnedBatches(rows, proxy.batch_size, seed=seed, workers=workers)
+    OwnedBatches(rows, proxy.batch_size, seed=seed, workers=running.workers)
     firsts = np.cumsum([0, *parts.values()])[:-1].tolist()
     placed = list(zip(parts, firsts, parts.values(), strict=True))
     content = check_labels(table, labels, placed, classes)
@@ -87,33 +80,33 @@ def record_dynamics(
         classes=classes,
         seed=seed,
         fingerprint=fingerprint,
-        checkpoint_every=checkpoint_every,
+        checkpoint_every=running.checkpoint_every,
         table=table.folder.uri,
         parts=parts,
         labels=labels.uri,
         records=(out / "records").uri,
         scratch=scratch,
         images=None if images is None else ray.put(_in_order(images, table, parts)),
-        loader_workers=loader_workers,
+        loader_workers=running.loader_workers,
         open_file=open_file or open_any,
     )
-    where = {"name": name, "storage_path": storage_path, "max_failures": max_failures}
     trained = out / "training.json"
     if not trained.exists():
-        outcome = fit(work, job, workers=workers, use_gpu=use_gpu, **where)
+        outcome = fit(work, job, running)
         if outcome.get("cached", 1) < 1:
             _log.warning(
                 "dynamics: %.1f%% of the images had no room in %s and were decoded each epoch; "
                 "give a larger disk",
                 *(100 * (1 - outcome["cached"]), scratch),
             )
-        trained.write_json({**outcome, "workers": workers, "fingerprint": fingerprint})
+        trained.write_json({**outcome, "workers": running.workers, "fingerprint": fingerprint})
     facts = trained.read_json()
     if facts.pop("fingerprint") != fingerprint:
         raise RuntimeError(
             f"{trained.uri} is of other data, labels, proxy, classes or seed: delete {out.uri}"
         )
-    pivot(labels, out, placed, facts.pop("writers"), str(locate(storage_path) / name))
+    checkpoints = locate(running.storage_path) / running.name
+    pivot(labels, out, placed, facts.pop("writers"), str(checkpoints))
     kind = "mlp" if isinstance(proxy, MlpRecipe) else proxy.model
     seconds = round(time.perf_counter() - started, 3)
     return {"proxy": kind, "classes": classes, "images": rows, **facts, "seconds": seconds}

@@ -10,6 +10,7 @@ import pyarrow as pa
 import ray
 
 from coreset_ray.core.corrupt import Corruption
+from coreset_ray.distributed.fit import Running
 from coreset_ray.distributed.probe import gather
 from coreset_ray.distributed.session import cluster
 from coreset_ray.distributed.train import train_and_test
@@ -84,11 +85,11 @@ def evaluate_each(
 
 @dataclass(frozen=True)
 class Training:
-    """A coreset to train on, by its manifest. name: of its checkpoints; seed: of the training;
-    weighted: as in the recipe; corruption: of the labels to learn."""
+    """A coreset to train on, by its manifest. seed: of the training; weighted: as in the recipe;
+    corruption: of the labels to learn."""
 
     manifest: str
-    name: str
+    running: Running
     seed: int
     weighted: bool | Literal["each"] = False
     corruption: Corruption | None = None
@@ -101,14 +102,14 @@ def train_each(
     recipe: Recipe,
     *,
     at_once: int,
-    **settings: Any,
+    classes: int,
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Place and outcome of each training, as they finish; `at_once` of them at a time.
 
     images, truth: columns uid, path, offset, size, label, of all coresets together and of the
-    test images; settings: further ones of `train_and_test`, the same for all.
+    test images.
     """
-    shared = [ray.put(images), ray.put(truth), recipe, settings]
+    shared = [ray.put(images), ray.put(truth), recipe, classes]
     tasks = [partial(_train.remote, training, *shared) for training in trainings]
     yield from as_they_finish(tasks, at_once)
 
@@ -203,9 +204,10 @@ def _train(
     images: pa.Table,
     truth: pa.Table,
     recipe: Recipe,
-    settings: dict[str, Any],
+    classes: int,
 ) -> dict[str, Any]:
     chosen = relative(read_table(locate(training.manifest), ["uid", "weight"]))
     recipe = replace(recipe, weighted=training.weighted)
-    rows = training_rows(chosen, images, training.name, training.corruption)
-    return train_and_test(rows, truth, recipe, seed=training.seed, name=training.name, **settings)
+    rows = training_rows(chosen, images, training.running.name, training.corruption)
+    how = {"classes": classes, "seed": training.seed, "running": training.running}
+    return train_and_test(rows, truth, recipe, **how)

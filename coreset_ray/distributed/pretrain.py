@@ -16,9 +16,10 @@ import numpy as np
 import pyarrow as pa
 import ray
 
-from coreset_ray.distributed.fit import fit
+from coreset_ray.core.random import check_seed
+from coreset_ray.distributed.fit import Running, fit
 from coreset_ray.distributed.pretrain_worker import Pretraining, work
-from coreset_ray.distributed.train import check_run, open_any
+from coreset_ray.distributed.train import open_any
 from coreset_ray.io.filesystem import Location
 from coreset_ray.models.full_batches import FullBatches
 from coreset_ray.models.pretrain import PretrainRecipe
@@ -37,13 +38,7 @@ def pretrain_encoder(
     seed: int,
     max_pixels: int,
     scratch: str,
-    storage_path: str,
-    name: str,
-    workers: int = 1,
-    use_gpu: bool = False,
-    loader_workers: int = 0,
-    checkpoint_every: int = 10,
-    max_failures: int = 3,
+    running: Running,
     open_file: Callable[[str], BinaryIO] | None = None,
 ) -> dict[str, Any]:
     """Writes `out`, a .safetensors file that holds the encoder's weights, without a classifier.
@@ -56,49 +51,39 @@ def pretrain_encoder(
     are left out of that epoch.
 
     scratch: a folder of each machine for decoded images (3 bytes a pixel, shrunk; those that would
-    leave less than a tenth of the disk free are decoded each epoch, with a warning). name,
-    storage_path: where checkpoints go (a local path shared by all nodes, or a URI); a call with a
-    name that has been there resumes it. checkpoint_every: epochs. open_file: as in
-    `train_and_test`.
+    leave less than a tenth of the disk free are decoded each epoch, with a warning). open_file: as
+    in `train_and_test`.
 
     Returns, JSON-able: losses (mean of each epoch), train_loss (the last one), epochs, images,
     seconds (of this call), workers, device, precision. Raises `ValueError` for wrong arguments,
     before Ray is touched; `RuntimeError` as `train_and_test` does.
     """
     started = time.perf_counter()
-    check_run(seed, name, workers, loader_workers, checkpoint_every)
+    check_seed(seed)
     check_library()
     if len(images) == 0:
         raise ValueError("there is no image to train on")
-    FullBatches(len(images), recipe.batch_size, seed=seed, workers=workers)
+    FullBatches(len(images), recipe.batch_size, seed=seed, workers=running.workers)
     job = Pretraining(
         recipe=recipe,
         classes=0,
         seed=seed,
         fingerprint=_fingerprint(images, encoder, recipe, seed),
-        checkpoint_every=checkpoint_every,
+        checkpoint_every=running.checkpoint_every,
         encoder=encoder,
         images=ray.put(images.select(["path", "offset", "size"])),
         rows=len(images),
         max_pixels=max_pixels,
         scratch=scratch,
         weights=out.uri,
-        loader_workers=loader_workers,
+        loader_workers=running.loader_workers,
         open_file=open_file or open_any,
     )
-    outcome = fit(
-        work,
-        job,
-        name=name,
-        storage_path=storage_path,
-        workers=workers,
-        use_gpu=use_gpu,
-        max_failures=max_failures,
-    )
+    outcome = fit(work, job, running)
     if not outcome.pop("cached", True):
         _log.warning("pretrain: not all images had room in %s; give a larger disk", scratch)
     seconds = round(time.perf_counter() - started, 3)
-    return {**outcome, "images": len(images), "seconds": seconds, "workers": workers}
+    return {**outcome, "images": len(images), "seconds": seconds, "workers": running.workers}
 
 
 def _fingerprint(images: pa.Table, encoder: EncoderSpec, recipe: PretrainRecipe, seed: int) -> str:

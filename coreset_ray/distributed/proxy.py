@@ -15,12 +15,11 @@ import pyarrow as pa
 import ray
 import torch
 
-from coreset_ray.core.random import draw_words
-from coreset_ray.distributed.fit import fit
+from coreset_ray.core.random import check_seed, draw_words
+from coreset_ray.distributed.fit import Running, fit
 from coreset_ray.distributed.labels import check_labels
 from coreset_ray.distributed.progress import Progress
 from coreset_ray.distributed.proxy_worker import ProxyJob, work
-from coreset_ray.distributed.train import check_run
 from coreset_ray.io.filesystem import Location, locate
 from coreset_ray.io.tables import (
     PartedTable,
@@ -46,12 +45,7 @@ def train_proxy(
     classes: int,
     seed: int,
     scratch: str,
-    storage_path: str,
-    name: str,
-    workers: int = 1,
-    use_gpu: bool = False,
-    checkpoint_every: int = 5,
-    max_failures: int = 3,
+    running: Running,
 ) -> dict[str, Any]:
     """Trains so many MLPs at once, keeps them in OUT/models.pt, and writes part-NAME.parquet for
     every embedding part that has none yet: uid, label (the one that was trained on), and each of
@@ -62,20 +56,18 @@ def train_proxy(
     have functions of it; a run is what it would be alone. The same seed and workers give the same
     bits on a CPU; another number of workers draws other batches.
 
-    scratch: a folder of each machine for its copy of the embeddings. name, storage_path: where
-    checkpoints go (shared by all nodes); a call with a name that has been there resumes it.
-    checkpoint_every: epochs.
+    scratch: a folder of each machine for its copy of the embeddings.
 
     Returns, JSON-able: runs, classes, images, epochs, train_loss (mean over the last epoch and
     runs; none of no epochs), accuracy (of the first run, trained, on these labels), unmoved
     (images without a perturbation that changes the prediction), workers, device, precision. Raises
     `ValueError` for wrong arguments or labels before training; `RuntimeError` as training does.
     """
-    check_run(seed, name, workers, 0, checkpoint_every)
+    check_seed(seed)
     if classes < 2 or runs < 1:
         raise ValueError(f"classes={classes}, runs={runs}: expected at least 2 and 1")
     rows = sum(parts.values())
-    OwnedBatches(rows, recipe.batch_size, seed=seed, workers=workers)
+    OwnedBatches(rows, recipe.batch_size, seed=seed, workers=running.workers)
     firsts = np.cumsum([0, *parts.values()])[:-1].tolist()
     placed = list(zip(parts, firsts, parts.values(), strict=True))
     content = check_labels(table, labels, placed, classes)
@@ -87,7 +79,7 @@ def train_proxy(
         classes=classes,
         seed=seed,
         fingerprint=fingerprint,
-        checkpoint_every=checkpoint_every,
+        checkpoint_every=running.checkpoint_every,
         table=table.folder.uri,
         parts=parts,
         labels=labels.uri,
@@ -96,8 +88,7 @@ def train_proxy(
         out=out.uri,
     )
     if not (out / "models.pt").exists():
-        where = {"name": name, "storage_path": storage_path, "max_failures": max_failures}
-        fit(work, job, workers=workers, use_gpu=use_gpu, **where)
+        fit(work, job, running)
     with (out / "models.pt").open_file() as source:
         state = torch.load(cast(BinaryIO, source), map_location="cpu", weights_only=True)
     if state["fingerprint"] != fingerprint:
@@ -106,7 +97,7 @@ def train_proxy(
             f"{out.uri}"
         )
     right, unmoved = _measure_parts(runs_of(state["models"]), table, parts, labels, out)
-    told = {"accuracy": right / rows, "unmoved": unmoved, "workers": workers}
+    told = {"accuracy": right / rows, "unmoved": unmoved, "workers": running.workers}
     return {"runs": runs, "classes": classes, "images": rows, **state["facts"], **told}
 
 

@@ -17,7 +17,7 @@ import ray
 import ray.train
 
 from coreset_ray.core.random import check_seed
-from coreset_ray.distributed.fit import fit
+from coreset_ray.distributed.fit import Running, fit
 from coreset_ray.distributed.train_worker import Job, work
 from coreset_ray.io.filesystem import locate
 from coreset_ray.models.images import EpochBatches
@@ -33,13 +33,7 @@ def train_and_test(
     *,
     classes: int,
     seed: int,
-    name: str,
-    storage_path: str,
-    workers: int = 1,
-    use_gpu: bool = False,
-    loader_workers: int = 0,
-    max_failures: int = 3,
-    checkpoint_every: int = 10,
+    running: Running,
     open_file: Callable[[str], BinaryIO] | None = None,
 ) -> dict[str, Any]:
     """Train the recipe's model on `train` from scratch and test it on `test` at the end.
@@ -52,11 +46,8 @@ def train_and_test(
     same batches and takes the same mean gradient, but batch normalisation sees each worker's
     share. Every test image counts once.
 
-    name, storage_path: where checkpoints go (a local path shared by all nodes, or a URI). A
-    call with a name that has been there resumes it; one that finished is tested again.
-    loader_workers: processes that decode images, per worker; 0 decodes in the worker itself.
-    checkpoint_every: epochs. open_file: path → seekable binary file, by default any URI that
-    pyarrow knows; sent to the workers.
+    One that finished is tested again. open_file: path → seekable binary file, by default any URI
+    that pyarrow knows; sent to the workers.
 
     Returns, JSON-able: accuracy (of the test images, in [0, 1]), train_loss (mean over the last
     epoch), epochs, images, test_images, seconds (of this call), workers, device, precision.
@@ -66,8 +57,8 @@ def train_and_test(
     started = time.perf_counter()
     _check_table(train, "train", classes, bool(recipe.weighted))
     _check_table(test, "test", classes, weighted=False)
-    check_run(seed, name, workers, loader_workers, checkpoint_every)
-    EpochBatches(1, recipe.batch_size, seed=seed, workers=workers)
+    check_seed(seed)
+    EpochBatches(1, recipe.batch_size, seed=seed, workers=running.workers)
     columns = [*_COLUMNS, "weight"] if recipe.weighted else [*_COLUMNS]
     train = train.select(columns)
     job = Job(
@@ -77,21 +68,13 @@ def train_and_test(
         train=ray.put(train),
         test=ray.put(test.select(_COLUMNS)),
         fingerprint=_fingerprint(train, recipe, classes, seed),
-        loader_workers=loader_workers,
-        checkpoint_every=checkpoint_every,
+        loader_workers=running.loader_workers,
+        checkpoint_every=running.checkpoint_every,
         open_file=open_file or open_any,
     )
-    outcome = fit(
-        work,
-        job,
-        name=name,
-        storage_path=storage_path,
-        workers=workers,
-        use_gpu=use_gpu,
-        max_failures=max_failures,
-    )
-    seconds = time.perf_counter() - started
-    return {**outcome, "images": len(train), "seconds": round(seconds, 3), "workers": workers}
+    outcome = fit(work, job, running)
+    seconds = round(time.perf_counter() - started, 3)
+    return {**outcome, "images": len(train), "seconds": seconds, "workers": running.workers}
 
 
 def _check_table(table: pa.Table, which: str, classes: int, weighted: bool) -> None:
@@ -115,20 +98,6 @@ def _check_table(table: pa.Table, which: str, classes: int, weighted: bool) -> N
         wrong = weight[~(np.isfinite(weight) & (weight >= 0))]
         if len(wrong):
             raise ValueError(f"the {which} table has weight {wrong[0]}; expected finite, from 0 up")
-
-
-def check_run(
-    seed: int, name: str, workers: int, loader_workers: int, checkpoint_every: int
-) -> None:
-    """`ValueError` for a number out of range, or a name that is no folder's."""
-    check_seed(seed)
-    if not name or "/" in name:
-        raise ValueError(f"name={name!r}: expected a folder name without a slash")
-    if workers < 1 or loader_workers < 0 or checkpoint_every < 1:
-        raise ValueError(
-            f"workers={workers}, loader_workers={loader_workers}, checkpoint_every="
-            f"{checkpoint_every}: expected at least 1, 0 and 1"
-        )
 
 
 def _fingerprint(train: pa.Table, recipe: Recipe, classes: int, seed: int) -> str:
