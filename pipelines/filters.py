@@ -19,7 +19,7 @@ def stage_of(config: Config, wanted: FilterConfig, snapshot: dict[str, Any]) -> 
     """Where what this filter drops of a snapshot lies."""
     method = wanted.build()
     signals = signal_stages(config, method.needs)
-    content = [key_of(snapshot), wanted.method, vars(method), signals]
+    content = [key_of(snapshot), wanted.method, method.settings(), signals]
     return workspace_of(config).stage("filters", wanted.method, fingerprint(content))
 
 
@@ -45,7 +45,7 @@ def run(config: Config) -> None:
             "filters: %s drops %d of %d images, in %s",
             *(wanted.method, dropped, sum(parts.values()), stage.folder.uri),
         )
-        told = {"method": wanted.method, "params": vars(method), "dropped": dropped}
+        told = {"method": wanted.method, "params": method.settings(), "dropped": dropped}
         of = {"snapshot": key_of(snapshot), "parts": parts}
         stage.finish({**of, **told, "version": __version__})
 

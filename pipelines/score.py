@@ -74,7 +74,7 @@ def run(config: Config) -> dict[str, Any]:
             outcome["rounding"] = effect
     record = {
         "method": config.score.method,
-        "params": vars(method),
+        "params": method.settings(),
         "seed": config.score.seed,
         "columns": config.score.columns,
         "snapshot": key_of(snapshot),
@@ -116,7 +116,7 @@ def _rounding(config: Config) -> list[str]:
 def ledger_of(config: Config, snapshot: dict[str, Any]) -> Ledger:
     """Where the sums of draws lie, whatever their number."""
     method = config.score.build()
-    params = {k: v for k, v in vars(method).items() if k != "draws"}
+    params = {k: v for k, v in method.settings().items() if k != "draws"}
     content = [key_of(snapshot), config.score.method, params, config.score.seed]
     content += _rounding(config)
     stage = workspace_of(config).stage("sums", config.score.method, fingerprint(content))

@@ -85,7 +85,8 @@ def _told(config: Config) -> dict[str, Any]:
     """The selector as it will run: its name, all settings, and the groups that are balanced."""
     name, _, searched = config.selector()
     found = search.finished(config)[1] if searched else None
-    told = {"method": name, "params": vars(config.rule(found and found["value"])), "balance": None}
+    params = config.rule(found and found["value"]).settings()
+    told: dict[str, Any] = {"method": name, "params": params, "balance": None}
     if found:
         told["searched"] = {"setting": searched, "search": found["stage"]}
     if balance := config.select.balance:

@@ -115,7 +115,12 @@ ALONE = [n for n, c in catalog.selector_classes().items() if not issubclass(c, R
 
 @pytest.mark.parametrize(
     ("method", "params"),
-    [*((name, "{}") for name in ALONE), ("facility_location", "{similarity: gradients}")],
+    [
+        *((name, "{}") for name in ALONE),
+        ("facility_location", "{similarity: gradients}"),
+        ("facility_location", "{optimizer: stochastic}"),
+        ("prism", "{optimizer: lazier}"),
+    ],
 )
 def test_methods_that_select_alone_choose_as_in_one_process(
     embedded, monkeypatch, tmp_path, method, params

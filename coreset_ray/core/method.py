@@ -7,6 +7,7 @@ does not depend on where it ran.
 
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Mapping
+from dataclasses import fields
 from typing import Any, ClassVar
 
 import numpy as np
@@ -29,6 +30,10 @@ class Method(ABC):
     source: ClassVar[str]
     cost: ClassVar[str]
     seeded: ClassVar[bool] = True
+
+    def settings(self) -> dict[str, Any]:
+        """Its hyper-parameters by name, from which the catalog builds it again."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
 
 
 class Scorer(Method):
