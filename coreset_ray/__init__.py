@@ -73,8 +73,8 @@ def select(
     with settings, of what leaves images out first. Other arguments and errors as in `score`.
     """
     pool = pool_of(embedding, uid, signals)
-    group = _filtered(pool, k, check_group(group, len(pool)), filters)
     own = check_kept(kept, len(pool))
+    group = _filtered(pool, k, check_group(group, len(pool)), filters, own)
     alone = catalog.selector_classes().get(method)
     if alone is not None and not issubclass(alone, Rule):
         if selector is not None or settings:
@@ -102,11 +102,13 @@ def _filtered(
     k: int | float,
     group: np.ndarray | None,
     filters: Sequence[str | tuple[str, Mapping[str, Any]]],
+    kept: np.ndarray,
 ) -> np.ndarray | None:
     """The groups, -1 where a filter drops the row."""
     if not filters:
         return group
     named = [(f, {}) if isinstance(f, str) else f for f in filters]
-    out = left_out([catalog.build_filter(n, dict(p), f"filter {n}") for n, p in named], pool)
+    built = [catalog.build_filter(name, dict(p), f"filter {name}") for name, p in named]
+    out = left_out(built, pool, kept)
     check_left(resolve_budget(k, len(pool)), int((~out).sum()), len(pool))
     return np.where(out, -1, 0 if group is None else group)

@@ -10,6 +10,7 @@ from coreset_ray.io.workspace import Stage
 from coreset_ray.telemetry.run import as_stage, finished_before
 from coreset_ray.version import __version__
 from pipelines.inputs import NotReady, filled, key_of, on_cluster, pool_table, workspace_of
+from pipelines.kept import kept_already
 from pipelines.signals import signal_folders, signal_stages
 
 _log = logging.getLogger(__name__)
@@ -20,6 +21,8 @@ def stage_of(config: Config, wanted: FilterConfig, snapshot: dict[str, Any]) -> 
     method = wanted.build()
     signals = signal_stages(config, method.needs)
     content = [key_of(snapshot), wanted.method, method.settings(), signals]
+    if kept := kept_already(config):
+        content.append(fingerprint(list(kept)))
     return workspace_of(config).stage("filters", wanted.method, fingerprint(content))
 
 
@@ -40,7 +43,7 @@ def run(config: Config) -> None:
         method = wanted.build()
         with on_cluster(config, config.compute.wait_for.cpus_alone):
             files = PoolFiles(table.stage.folder.uri, signal_folders(config, method.needs))
-            dropped = write_dropped(method, files, parts, stage.folder)
+            dropped = write_dropped(method, files, parts, stage.folder, kept_already(config))
         _log.info(
             "filters: %s drops %d of %d images, in %s",
             *(wanted.method, dropped, sum(parts.values()), stage.folder.uri),

@@ -12,7 +12,6 @@ from coreset_ray.core.stability import expected_overlap
 from coreset_ray.distributed.alone import Start, choose_alone
 from coreset_ray.distributed.at_hand import FromScores
 from coreset_ray.distributed.choose import choose_kept
-from coreset_ray.io.filesystem import locate
 from coreset_ray.io.tables import matrix, read_table
 from coreset_ray.io.workspace import Stage
 from coreset_ray.telemetry.run import as_stage
@@ -28,9 +27,9 @@ from pipelines.inputs import (
     nothing_to_do,
     on_cluster,
     pool_table,
-    uri_of,
     workspace_of,
 )
+from pipelines.kept import kept_already
 from pipelines.select_source import source_of
 from pipelines.signals import GROUPS, signal_stages
 from pipelines.signals import finished as signal
@@ -138,7 +137,7 @@ def run(config: Config) -> dict[str, Any]:
         if isinstance(source, FromScores):
             choose_kept(
                 *(source.ranking, source.parts, source.span, record["kept"], manifest),
-                kept=_kept(config),
+                kept=kept_already(config),
             )
         else:
             balance = record["select"]["balance"]
@@ -147,7 +146,7 @@ def run(config: Config) -> dict[str, Any]:
                 *(record["kept"], manifest),
                 group=source.group,
                 groups=balance["groups"] if balance else 1,
-                start=Start(_kept(config), _target_rows(config)),
+                start=Start(kept_already(config), _target_rows(config)),
                 partitions=config.select.partitions,
             )
     return publish(config, stage, record, {"seconds": round(time.monotonic() - start, 2)})
@@ -204,23 +203,11 @@ def _target(config: Config) -> Table:
     return Table(config, config.select.target, "target_embeddings")
 
 
-def _kept(config: Config) -> tuple[str, ...]:
-    """The images that are chosen already, in their order; one that is named again counts once."""
-    if config.select.keep is None:
-        return ()
-    place = locate(uri_of(config, config.select.keep))
-    if not place.exists():
-        raise ValueError(
-            f"select.keep={config.select.keep!r} does not exist: give a manifest.parquet"
-        )
-    return tuple(dict.fromkeys(read_table(place, ["uid"])["uid"].to_pylist()))
-
-
 def _start_told(config: Config) -> dict[str, Any]:
     """What else the choice starts from, where anything is given."""
     told: dict[str, Any] = {}
     if config.select.keep is not None:
-        told["keep"] = fingerprint(list(_kept(config)))
+        told["keep"] = fingerprint(list(kept_already(config)))
     if config.select.target is not None:
         told["target"] = key_of(_target(config).snapshot())
     if config.select.partitions != 1:

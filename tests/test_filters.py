@@ -85,8 +85,77 @@ def test_near_duplicates_go_where_one_like_them_stays() -> None:
 
 
 def test_what_resembles_only_a_row_that_goes_stays() -> None:
-    one, other = np.array([1, 2, 4]), np.array([0, 1, 3])
-    assert np.flatnonzero(repeats(one, other, 5)).tolist() == [1, 4]
+    one, other, angle = np.array([1, 2, 4]), np.array([0, 1, 3]), np.array([6, 6, 6], np.int32)
+    none = np.empty(0, np.int64)
+    assert np.flatnonzero(repeats(one, other, angle, 10, none, 5)).tolist() == [1, 4]
+    assert np.flatnonzero(repeats(one, other, angle, 12, none, 5)).tolist() == [1, 2, 4]
+    assert np.flatnonzero(repeats(one, other, angle, 10, np.array([4, 1]), 5)).tolist() == [0, 2, 3]
+
+
+def test_repeats_are_those_of_all_paths() -> None:
+    """Beside the shortest paths by Floyd and Warshall, over random pairs."""
+    rng = np.random.default_rng(0)
+    for n in (1, 2, 9, 30):
+        for _ in range(20):
+            one, other = rng.integers(0, n, (2, 2 * n))
+            angle = rng.integers(0, 8, 2 * n).astype(np.int32)
+            apart = np.where(np.eye(n, dtype=bool), 0, 99)
+            for i, j, far in zip(one, other, angle, strict=True):
+                apart[i, j] = apart[j, i] = min(apart[i, j], far)
+            for via in range(n):
+                apart = np.minimum(apart, apart[:, [via]] + apart[via])
+            first = rng.permutation(n)[: n // 5]
+            stay = first.tolist()
+            for i in range(n):
+                if i not in stay and (apart[i, stay] > 9).all():
+                    stay.append(i)
+            out = repeats(one, other, angle, 9, first, n)
+            assert np.flatnonzero(~out).tolist() == sorted(stay)
+
+
+@pytest.mark.parametrize("apart", [0.0, 0.003])
+def test_one_stays_of_more_copies_than_there_are_neighbours(apart: float) -> None:
+    """600 of 700 rows are copies of one, in any order of uid; 20 neighbours of each are known."""
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=(700, 16))
+    z[:600] = z[0] + apart * rng.normal(size=(600, 16))
+    unit = z / np.linalg.norm(z, axis=1, keepdims=True)
+    cosine = unit @ unit.T
+    assert cosine[:600, :600].min() > 0.99 and np.triu(cosine[600:, 600:], 1).max() < 0.95
+    np.fill_diagonal(cosine, -2)
+    neighbor = np.argsort(-cosine, axis=1, kind="stable")[:, :20]  # of copies the first rows
+    columns = {
+        "knn.neighbor": neighbor,
+        "knn.similarity": np.take_along_axis(cosine, neighbor, 1).astype(np.float32),
+        "clusters.cluster": np.zeros(700, np.int64),
+    }
+    of = Pool(rng.integers(0, 2**64, (700, 2), np.uint64), columns)
+    out = dropped_by(NearDuplicates(), of)
+    assert out[:600].sum() == 599 and not out[600:].any()
+    out = dropped_by(NearDuplicates(), of, np.array([311, 640]))
+    assert np.flatnonzero(~out).tolist() == [311, *range(600, 700)]
+
+
+@every
+def test_images_chosen_already_stay(name: str) -> None:
+    of = pool()
+    kept = np.flatnonzero(dropped_by(build(name), of))[::-1][:5]
+    assert len(kept) and not dropped_by(build(name), of, kept)[kept].any()
+
+
+def test_a_copy_of_an_image_chosen_already_is_not_bought() -> None:
+    """And what a filter would drop still shapes the choice."""
+    z = np.random.default_rng(1).normal(size=(40, 8)).astype(np.float32)
+    z[39] = z[0]
+    of = pool_with_signals(z, pool(40).uid)
+    signals = {c: of[c] for c in of.columns if c != "embedding"}
+    signals["clusters.cluster"] = np.zeros(40, np.int64)
+    given: dict[str, Any] = {"uid": of.uid, "signals": signals, "kept": np.array([39])}
+    for method in ("k_center", "random"):
+        found = coreset_ray.select(z, 38, method=method, filters=["near_duplicates"], **given)
+        assert sorted(found.rows) == list(range(1, 39))
+        with pytest.raises(ValueError, match="only 38 images are left beside 1 kept already"):
+            coreset_ray.select(z, 39, method=method, filters=["near_duplicates"], **given)
 
 
 def test_far_neighbors_and_the_hypersphere_drop_the_farthest() -> None:

@@ -15,6 +15,7 @@ import coreset_ray
 from coreset_ray import catalog
 from coreset_ray.config import load
 from coreset_ray.core.alone import select_alone
+from coreset_ray.core.filter import left_out
 from coreset_ray.core.method import Sampled
 from coreset_ray.core.pool import Pool
 from coreset_ray.core.rule import Rule, choose_rows
@@ -165,6 +166,43 @@ def test_images_kept_that_are_named_twice_count_once(embedded, tmp_path):
     assert found[0] == found[1] and not set(found[0]) & set(uid[:2])
 
 
+def test_filters_spare_images_kept_already(embedded, tmp_path):
+    """As in one process, by a method and by a rule; and again once another image is kept."""
+    words = ["select.filters=[{method: near_duplicates, params: {threshold: 0.7}}]"]
+    words += ["signals.classes=4", "select.budget=40"]
+    for more in (["score={}", "select.method=k_center"], ["score={method: random}"]):
+        config = load(embedded, [*words, *more])
+        pool = write_signals(config)
+        uid = np.array([f"{hi:016x}{lo:016x}" for hi, lo in pool.uid])
+        built = [f.build() for f in config.select.filters]
+        gone = np.flatnonzero(left_out(built, pool))
+        for kept in (gone[[3, 0]], gone[[5]]):
+            keep = tmp_path / "keep.parquet"
+            pq.write_table(pa.table({"uid": uid[kept]}), keep)
+            found = manifest_of(config.replace("select", keep=str(keep)))
+            out = left_out(built, pool, kept)
+            assert out.sum() and not out[kept].any()
+            group = np.where(out, -1, 0)
+            if config.scores:
+                group[kept] = -1
+                rows = select_rows(config.score.build(), pool, 40, 0, config.rule(), group).rows
+            else:
+                rows = select_alone(config.rule(), pool, 40, 0, group=group, kept=kept).rows
+            assert found == uid[rows].tolist()
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_a_list_of_images_kept_that_is_no_manifest_is_named(embedded, tmp_path, kind):
+    keep = tmp_path / f"keep.{kind}"
+    if kind == "csv":
+        keep.write_text("uid\n1\n")
+    else:
+        pq.write_table(pa.table({"x": [1]}), keep)
+    config = load(embedded, ["score={}", "select.method=k_center", f"select.keep={keep}"])
+    with pytest.raises(ValueError, match=rf"select.keep='.*{kind}' is no manifest: give .* uid"):
+        select_coreset.run(config)
+
+
 def test_parts_that_get_none_of_few_rows_change_nothing(embedded):
     """As in one process: fifty parts for 120 rows."""
     config = load(embedded, ["score={}", "select.method=medoids", "signals.classes=4"])
@@ -270,7 +308,7 @@ def test_a_part_is_read_in_blocks(tmp_path, monkeypatch):
         write_values(tmp_path / "other", table, list(parts), 90, "float32")
 
 
-SCORED, ALONE_BY = ["score.method=random"], ["score={}", "select.method=herding"]
+SCORED, ALONE_BY = ["score={method: random}"], ["score={}", "select.method=herding"]
 
 
 @pytest.mark.parametrize(

@@ -17,22 +17,26 @@ class Filter(Method):
     seeded: ClassVar[bool] = False
 
     @abstractmethod
-    def drop(self, pool: Pool) -> np.ndarray:
+    def drop(self, pool: Pool, kept: np.ndarray) -> np.ndarray:
         """(n,) bool. pool: all rows in ascending order of uid, with the columns needed;
-        `knn.neighbor` counts them."""
+        `knn.neighbor` counts them. kept: (w,) int64, rows that are chosen already."""
 
 
-def dropped_by(method: Filter, pool: Pool) -> np.ndarray:
-    """Which rows the filter drops, (n,) bool. pool: in any order."""
+def dropped_by(method: Filter, pool: Pool, kept: np.ndarray | None = None) -> np.ndarray:
+    """Which rows the filter drops, (n,) bool, never one of those kept. pool: in any order; kept:
+    (w,) row numbers."""
     view, _, place = in_uid_order(pool.restrict(method.needs), np.arange(len(pool)))
-    return method.drop(view)[place[:-1]]
+    own = np.empty(0, np.int64) if kept is None else place[kept]
+    out = method.drop(view, own)
+    out[own] = False
+    return out[place[:-1]]
 
 
-def left_out(filters: Sequence[Filter], pool: Pool) -> np.ndarray:
+def left_out(filters: Sequence[Filter], pool: Pool, kept: np.ndarray | None = None) -> np.ndarray:
     """Which rows any of the filters drops, (n,) bool."""
     out = np.zeros(len(pool), bool)
     for method in filters:
-        out |= dropped_by(method, pool)
+        out |= dropped_by(method, pool, kept)
     return out
 
 

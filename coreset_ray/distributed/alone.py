@@ -66,7 +66,7 @@ def choose_alone(
     kept = np.array([number[uid] for uid in start.kept], np.int64)
     sizes = np.sum([counts for _, counts in answers], axis=0)
     if files.filters:
-        check_left(k, int(sizes.sum()), sum(parts.values()))
+        check_left(k, int(sizes.sum()) + len(kept), sum(parts.values()))
     check_room(k, int(sizes.sum()), len(kept))
     share = shares(k, sizes).tolist()
     if isinstance(method, Greedy):

@@ -88,7 +88,8 @@ def choose_kept(
             check_present(kept, set().union(*ray.get([a.present.remote() for a in actors])))
             check_room(k, int(sizes.sum()), len(kept))
         if parts[0].filters:
-            check_left(k, int(sizes.sum()), _sum([a.rows.remote() for a in actors]))
+            left = int(sizes.sum()) + len(kept)
+            check_left(k, left, _sum([a.rows.remote() for a in actors]))
         k = min(k, int(sizes.sum()))
         share = budgets(ranking.rule, k, sizes)
         asked = [ranking.rule.cuts(int(n)) if n else None for n in sizes]

@@ -33,7 +33,7 @@ class FarNeighbors(Filter):
         if self.neighbors < 1:
             raise ValueError(f"neighbors={self.neighbors}: expected at least 1")
 
-    def drop(self, pool: Pool) -> np.ndarray:
+    def drop(self, pool: Pool, kept: np.ndarray) -> np.ndarray:
         similarity = pool["knn.similarity"][:, : self.neighbors]
         if not similarity.shape[1]:  # a pool of one image
             return np.zeros(len(pool), bool)

@@ -32,7 +32,7 @@ class Hypersphere(Filter):
     def __post_init__(self) -> None:
         check_share("share", self.share)
 
-    def drop(self, pool: Pool) -> np.ndarray:
+    def drop(self, pool: Pool, kept: np.ndarray) -> np.ndarray:
         rows = grid_rows(pool["embedding"])
         mean = mean_row(whole_sum(rows), len(rows))
         return farthest(

@@ -5,11 +5,11 @@ from typing import ClassVar
 
 import numpy as np
 
-from coreset_ray.core.duplicates import repeats
+from coreset_ray.core.duplicates import angles, repeats
 from coreset_ray.core.filter import Filter
 from coreset_ray.core.pool import Pool
 
-_SAME = 1 - 2.0**-20  # cosine of rows that are the same, whose lengths are rounded to float32
+_SLACK = 1e-6  # of a cosine: angles decide
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,9 @@ class NearDuplicates(Filter):
     Equation: i goes where cos(i, j) ≥ threshold for a j of its cluster that stays, uid_j < uid_i.
     Source: Abbas et al., 2023 (SemDeDup).
     Cost: O(n·k) of the nearest neighbours. Differs: pairs are those of `signals.knn`, either one
-    among the other's neighbours; the smallest uid stays, not the row farthest from the centroid.
+    among the other's neighbours, and those that follow from them: angles along a path of pairs that
+    add up to no more than the threshold's, so that one stays of however many copies. Images chosen
+    already stay, then the smallest uid, not the row farthest from the centroid.
     """
 
     threshold: float = 0.95
@@ -33,10 +35,10 @@ class NearDuplicates(Filter):
         if not 0 < self.threshold <= 1:
             raise ValueError(f"threshold={self.threshold}: expected a cosine above 0, at most 1")
 
-    def drop(self, pool: Pool) -> np.ndarray:
+    def drop(self, pool: Pool, kept: np.ndarray) -> np.ndarray:
         neighbor, cell = pool["knn.neighbor"], pool["clusters.cluster"]
-        least = min(self.threshold, _SAME)
-        row, rank = np.nonzero((pool["knn.similarity"] >= least) & (neighbor >= 0))
-        other = neighbor[row, rank]
-        alike = cell[row] == cell[other]
-        return repeats(row[alike], other[alike].astype(np.int64), len(pool))
+        cosine, limit = pool["knn.similarity"], int(angles(self.threshold))
+        row, rank = np.nonzero((cosine >= self.threshold - _SLACK) & (neighbor >= 0))
+        other, angle = neighbor[row, rank], angles(cosine[row, rank])
+        alike = (angle <= limit) & (cell[row] == cell[other])
+        return repeats(row[alike], other[alike], angle[alike], limit, kept, len(pool))
