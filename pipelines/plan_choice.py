@@ -38,10 +38,17 @@ def check_choice(config: Config, pool: PoolSize, on: Cluster) -> None:
     share = -(-resolve_budget(config.select.budget, pool.rows) // groups)
     parts = config.select.partitions
     asked = pool.rows // groups, each, parts, on.nodes
-    remedy = limits.SHARE_OUT if method.weighs else None
-    width = {column: _widths(config, pool).numbers(column) for column in method.needs}
+    widths = _widths(config, pool)
+    width = {column: widths.numbers(column) for column in method.needs}
     scratch = method.scratch(share, width)
-    limits.check_whole(*asked, copies=method.copies, chosen=share, scratch=scratch, remedy=remedy)
+    limits.check_whole(
+        *asked,
+        copies=method.copies,
+        beside=method.beside(width),
+        chosen=share,
+        scratch=scratch,
+        remedy=limits.SHARE_OUT if method.weighs else None,
+    )
 
 
 def filters_stage(

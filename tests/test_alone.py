@@ -267,20 +267,56 @@ def test_two_rounds_give_an_answer_that_no_order_moves(name: str) -> None:
     check(select(method, of, N - 2, kept=kept, partitions=40), N, N - 2)
 
 
-@pytest.mark.parametrize("name", [n for n in WHOLE if n not in {"craig", *SETTINGS}])
-def test_a_choice_holds_no_more_copies_of_its_columns_than_it_says(name: str) -> None:
+HOLDS = [
+    *((n, {}, Widths(64, tokens=32)) for n in WHOLE if n not in {"craig", *SETTINGS}),
+    *((n, {}, Widths(16, classes=300, hidden=64)) for n in ("cal", "glister", "gradmatch")),
+    ("cal", {}, Widths(16, neighbors=10)),
+    ("retrieve", {}, Widths(16, classes=300, hidden=64)),
+]
+
+
+@pytest.mark.parametrize(("name", "params", "widths"), HOLDS)
+def test_a_choice_holds_no_more_of_its_columns_than_it_says(
+    name: str, params: dict[str, Any], widths: Widths
+) -> None:
     """By its growth from ten to twenty thousand rows, which leaves out what does not grow. CRAIG's
-    distances grow to that size in full."""
-    method, widths, most = build(name), Widths(64, tokens=32), []
-    for n in (1000, 10_000, 20_000):  # the first compiles
-        rows = made_up(method.needs, n, widths)
-        more = {"target": rows["embedding"][:20].copy()} if method.targeted else {}
-        tracemalloc.start()
-        select_alone(method, rows, 20, 0, **more)
-        most.append(tracemalloc.get_traced_memory()[1])
-        tracemalloc.stop()
+    distances grow to that size in full, as do those of gradients below."""
+    method = catalog.build_selector(name, params)
+    assert isinstance(method, Greedy | WholeSet)
+    most = [_peak(method, widths, n) for n in (1000, 10_000, 20_000)]  # the first compiles
+    asked = 10_000 * _said(method, widths)
     each = 10_000 * sum(widths.bytes(column) for column in method.needs)
-    assert 1 + (most[2] - most[1]) / each < 1.05 * method.copies
+    assert each + most[2] - most[1] < asked + 0.05 * method.copies * each
+
+
+@pytest.mark.parametrize("name", ["facility_location", "graph_cut", "craig"])
+def test_neighbours_of_gradients_are_counted_too(name: str) -> None:
+    """Between rows enough that blocks of distances no longer grow."""
+    params = {} if name == "craig" else {"similarity": "gradients"}
+    method = catalog.build_selector(name, {"neighbors": 200, **params})
+    assert isinstance(method, WholeSet)
+    widths = Widths(16, classes=2, hidden=4)
+    most = [_peak(method, widths, n) for n in (1000, 6000, 12_000)]
+    each = 6000 * sum(widths.bytes(column) for column in method.needs)
+    assert each + most[2] - most[1] < 1.05 * 6000 * _said(method, widths)
+
+
+def _peak(method: Any, widths: Widths, n: int) -> int:
+    rows = made_up(method.needs, n, widths)
+    more = {"target": rows["embedding"][:20].copy()} if method.targeted else {}
+    tracemalloc.start()
+    try:
+        select_alone(method, rows, 8, 0, **more)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def _said(method: Any, widths: Widths) -> int:
+    """Bytes a row that a choice holds, by what the method says."""
+    numbers = {column: widths.numbers(column) for column in method.needs}
+    each = sum(widths.bytes(column) for column in method.needs)
+    return method.copies * each + method.beside(numbers)
 
 
 @dataclass(frozen=True)

@@ -116,6 +116,7 @@ def check_whole(
     nodes: Nodes,
     *,
     copies: int = COPIES,
+    beside: int = 0,
     chosen: int = 0,
     scratch: int = 0,
     who: str = "this method",
@@ -124,9 +125,9 @@ def check_whole(
     """`ValueError` where so many rows of so many bytes, in so many partitions, fit no node, or
     leave no room for what a choice itself takes.
 
-    copies: of a row that are held at once; chosen: rows that each partition gives to the second
-    round; scratch: bytes that a choice itself takes; who: holds them; remedy: what to do about it,
-    by default the number of partitions that would do.
+    copies: of a row that are held at once; beside: further bytes a row; chosen: rows that each
+    partition gives to the second round; scratch: bytes that a choice itself takes; who: holds them;
+    remedy: what to do about it, by default the number of partitions that would do.
     """
     most = max((memory for _, memory in nodes), default=0)
     if scratch >= most:
@@ -135,14 +136,16 @@ def check_whole(
             f"largest node offers {in_bytes(most)}: {SHARE_OUT}"
         )
     held = _held(rows, partitions, chosen)
-    asked = copies * each * held
+    row = copies * each + beside
+    asked = row * held
     if asked + scratch > most:
-        beside = f", beside {in_bytes(scratch)} to choose so many" if scratch else ""
+        more = f" and {beside:,} beside them" if beside else ""
+        once = f", and {in_bytes(scratch)} to choose so many" if scratch else ""
         second = f" (what {partitions} partitions choose)" if held > -(-rows // partitions) else ""
-        told = remedy or _partitions(rows, int(most - scratch) // (copies * each), chosen)
+        told = remedy or _partitions(rows, int(most - scratch) // row, chosen)
         raise ValueError(
             f"{who} holds all rows in one process: {copies} × {held:,.0f} rows{second} × "
-            f"{each:,} bytes = {in_bytes(asked)}{beside}, and the largest node offers "
+            f"{each:,} bytes{more} = {in_bytes(asked)}{once}, and the largest node offers "
             f"{in_bytes(most)}: {told}"
         )
 

@@ -8,7 +8,7 @@ import numpy as np
 from coreset_ray.core.directions import Directions, blocks
 from coreset_ray.core.submodular import Function
 
-_ROOM = 64  # vectors that are made room for at first
+ROOM = 64  # vectors that are made room for at first
 
 
 class LogDeterminant(Function):
@@ -27,7 +27,7 @@ class LogDeterminant(Function):
         for rows in blocks(np.arange(len(of)), of.width):
             x = of.take(rows)
             self.left[rows] = np.einsum("ij,ij->i", x, x, dtype=np.float64)
-        self.count, self.basis = 0, np.zeros((_ROOM, of.width))
+        self.count, self.basis = 0, np.zeros((ROOM, of.width))
 
     def gain(self, rows: np.ndarray) -> np.ndarray:
         told = self.basis, self.seen, self.left, self.count, self.scale
@@ -38,7 +38,8 @@ class LogDeterminant(Function):
         self.gain(np.array([row]))
         x = self.of.take(np.array([row]))[0]
         if self.count == len(self.basis):
-            self.basis = np.vstack([self.basis, np.zeros_like(self.basis)])
+            basis, self.basis = self.basis, np.zeros((2 * self.count, self.of.width))
+            self.basis[: self.count] = basis
         length = math.sqrt(self.scale / (1 + self.scale * self.left[row]))
         self.basis[self.count] = length * _solved(self.basis, self.count, x)
         self.count += 1

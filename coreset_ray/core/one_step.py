@@ -1,6 +1,7 @@
 """What one step of gradient descent on some images does to the loss of others, to first order."""
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -95,6 +96,9 @@ class OneStep(WholeSet):
     def sides(self, pool: Pool, kept: np.ndarray) -> tuple[Judges, Gradients, np.ndarray]:
         """Whose loss counts, the gradients of all rows as candidates, and the rows that the first
         step is taken on. kept: rows that are chosen already."""
+
+    def beside(self, width: Mapping[str, int]) -> int:
+        return 48 * width["proxy.probability"]
 
     def work(self, n: int, k: int) -> float:
         return float(n) * -(-k // self.refresh)

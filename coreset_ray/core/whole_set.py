@@ -45,6 +45,11 @@ class WholeSet(Method):
     weighs: ClassVar[bool] = False
     copies: ClassVar[int] = COPIES
 
+    def beside(self, width: Mapping[str, int]) -> int:
+        """Bytes of each row that a choice holds at once beside these copies, at most. width: as in
+        `scratch`."""
+        return 0
+
     def scratch(self, k: int, width: Mapping[str, int]) -> int:
         """Bytes that a choice grows to beside its rows, where k are chosen or kept, if many.
         width: numbers of a row in each column needed."""

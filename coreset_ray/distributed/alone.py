@@ -77,8 +77,14 @@ def choose_alone(
         width = row_widths(method.needs, files, next(iter(parts)))
         rows, scratch = int(sizes.max()) + len(kept), method.scratch(max(share) + len(kept), width)
         asked = rows, each, partitions, cluster().nodes
-        remedy = SHARE_OUT if method.weighs else None
-        check_whole(*asked, copies=method.copies, chosen=max(share), scratch=scratch, remedy=remedy)
+        check_whole(
+            *asked,
+            copies=method.copies,
+            beside=method.beside(width),
+            chosen=max(share),
+            scratch=scratch,
+            remedy=SHARE_OUT if method.weighs else None,
+        )
         given = Given(kept, start.target)
         found = choose_from_all(
             method, seed, files, parts, share, given, group=group, partitions=partitions

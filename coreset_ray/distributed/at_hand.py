@@ -94,10 +94,12 @@ class ByItself:
 
     def bytes(self, images: int) -> int:
         of = self.method.needs, self.files, self.parts[0][0]
-        held = row_bytes(*of) * sum(rows for _, rows in self.parts)
+        each, count = row_bytes(*of), sum(rows for _, rows in self.parts)
         if not isinstance(self.method, WholeSet):
-            return COPIES * held
-        return self.method.copies * held + self.method.scratch(images, row_widths(*of))
+            return COPIES * each * count
+        width = row_widths(*of)
+        row = self.method.copies * each + self.method.beside(width)
+        return row * count + self.method.scratch(images, width)
 
     def read(self) -> _Held:
         table = PartedTable(locate(self.files.table))

@@ -1,5 +1,6 @@
 """CAL: images that the classifier sees unlike those that resemble them."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -35,6 +36,9 @@ class Cal(WholeSet):
     def __post_init__(self) -> None:
         if self.neighbors < 1:
             raise ValueError(f"neighbors={self.neighbors}: expected at least 1")
+
+    def beside(self, width: Mapping[str, int]) -> int:
+        return 40 * width["proxy.probability"]
 
     def choose(self, pool: Pool, k: int, seed: int, given: Given) -> Selection:
         p, log = on_grid(pool["proxy.probability"])

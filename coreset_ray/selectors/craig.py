@@ -1,5 +1,6 @@
 """CRAIG: medoids of the gradients of each class, each with the number of images it stands for."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -42,6 +43,9 @@ class Craig(WholeSet):
     def __post_init__(self) -> None:
         if self.neighbors < 1:
             raise ValueError(f"neighbors={self.neighbors}: expected at least 1")
+
+    def beside(self, width: Mapping[str, int]) -> int:
+        return 16 * self.neighbors
 
     def work(self, n: int, k: int) -> float:
         return float(n) * n

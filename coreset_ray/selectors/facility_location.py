@@ -1,5 +1,6 @@
 """Facility location: images that between them resemble every image of the pool."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -38,6 +39,9 @@ class FacilityLocation(Submodular):
         super().__post_init__()
         if self.neighbors < 1:
             raise ValueError(f"neighbors={self.neighbors}: expected at least 1")
+
+    def beside(self, width: Mapping[str, int]) -> int:
+        return 0 if self.similarity == "embeddings" else 80 * self.neighbors
 
     def work(self, n: int, k: int) -> float:
         found = self.similarity == "embeddings" and self.kernel == "neighbors"

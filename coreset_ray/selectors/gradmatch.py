@@ -42,6 +42,9 @@ class GradMatch(WholeSet):
         if not 0 < self.ridge < np.inf:
             raise ValueError(f"ridge={self.ridge}: expected a number above 0")
 
+    def beside(self, width: Mapping[str, int]) -> int:
+        return 40 * width["proxy.probability"]
+
     def scratch(self, k: int, width: Mapping[str, int]) -> int:
         return 16 * k * k
 

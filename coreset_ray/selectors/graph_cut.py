@@ -1,5 +1,6 @@
 """Graph cut: images that resemble the pool, and not one another."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -41,6 +42,9 @@ class GraphCut(Submodular):
             raise ValueError(f"neighbors={self.neighbors}: expected at least 1")
         if not 0 <= self.redundancy < float("inf"):
             raise ValueError(f"redundancy={self.redundancy}: expected a number from 0 up")
+
+    def beside(self, width: Mapping[str, int]) -> int:
+        return 0 if self.similarity == "embeddings" else 80 * self.neighbors
 
     def work(self, n: int, k: int) -> float:
         found = self.similarity == "embeddings" or self.kernel == "dense"

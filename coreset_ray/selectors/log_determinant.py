@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from coreset_ray.core.directions import Similarity, SimilarityNeeds, directions
+from coreset_ray.core.log_determinant import ROOM
 from coreset_ray.core.log_determinant import LogDeterminant as Function
 from coreset_ray.core.maximize import Submodular
 from coreset_ray.core.pool import Pool
@@ -42,7 +43,7 @@ class LogDeterminant(Submodular):
             m = width["embedding"]
         else:
             m = width["proxy.probability"] * (width["proxy.feature"] + 1)
-        return 16 * k * m  # what holds k vectors doubles as it fills up
+        return 24 * max(k, ROOM) * m  # what holds k vectors doubles as it fills up
 
     def work(self, n: int, k: int) -> float:
         return float(n) * k
