@@ -6,9 +6,9 @@
 The runner of one process (`coreset_ray.core.alone`). Of a workspace: the embeddings of its only
 finished neighbours, and its only signals of each name. Made-up rows: `coreset_ray.core.made_up`.
 --balance: as many of each class of the classifier that a method reads; --partitions: of a method
-that needs all rows, here one after another; --params: settings of the methods, as JSON. A target
-set is 100 rows of the pool. `peak` is of the whole process, `before` what it was before the method
-began. Seconds include the compiling of what numba compiles.
+that needs all rows, here one after another; --params: settings of each of --methods, as JSON. A
+target set is 100 rows of the pool. `peak` is of the whole process, `before` what it was before the
+method began. Seconds include the compiling of what numba compiles.
 """
 
 import argparse
@@ -92,9 +92,9 @@ def _only(root: Path, signal: str) -> Path:
 
 
 def _methods() -> list[str]:
-    """Those that read what can be made up."""
-    known = catalog.selector_classes().items()
-    return [name for name, kind in known if not issubclass(kind, Rule) and can_make_up(kind.needs)]
+    """Those that read what can be made up, but for local patterns, which few workspaces hold."""
+    known = [(n, k) for n, k in catalog.selector_classes().items() if not issubclass(k, Rule)]
+    return [n for n, k in known if can_make_up(k.needs) and "patterns.pattern" not in k.needs]
 
 
 def _peak() -> float:

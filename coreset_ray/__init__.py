@@ -81,6 +81,7 @@ def select(
             raise ValueError(f"method {method!r} selects by itself: leave out selector, settings")
         built = catalog.build_selector(method, params)
         assert not isinstance(built, Rule)
+        target = None if target is None else np.asarray(target)
         given = {"group": group, "kept": kept, "target": target, "partitions": partitions}
         return select_alone(built, pool, k, seed, **given)
     if target is not None or partitions != 1:

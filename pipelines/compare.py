@@ -60,6 +60,7 @@ def run(config: Config) -> dict[str, Any]:
         [
             f"# {config.name}: {len(config.candidates())} methods on {rows:,} images\n",
             markdown(results, evaluators, rows, wanted.signals == "shared"),
+            _labels_read(config),
             cost_table(results, rows),
             recommendation(results, evaluators, rows),
         ]
@@ -69,6 +70,18 @@ def run(config: Config) -> dict[str, Any]:
     told = {"rows": rows, "cells": len(cells), "failed": sum(bool(c.failed) for c in cells)}
     made_by = {"config": plain(config), "versions": {"coreset_ray": __version__, **versions()}}
     return stage.finish(told | made_by | {"report": report})
+
+
+def _labels_read(config: Config) -> str:
+    """That methods saw labels of the pool; empty where they saw none."""
+    told = config.signals
+    if told.labels == "pseudo":
+        return ""
+    wrong = f"; {100 * told.corrupt:g}% of them made wrong" if told.corrupt else ""
+    return (
+        f"Methods that read labels READ THOSE OF THE WHOLE POOL (signals.labels={told.labels}"
+        f"{wrong}), which a pool that is to be labeled has not.\n"
+    )
 
 
 def stage_of(config: Config) -> Stage:

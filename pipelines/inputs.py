@@ -1,6 +1,7 @@
 """What a stage reads: the pool's shards, the embedding table and the snapshot of a run."""
 
 import logging
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -175,12 +176,17 @@ def listed_once() -> Iterator[None]:
 def shards_of(config: Config, pool: PoolConfig) -> list[Shard]:
     """The shards of a pool now, or as they were when `listed_once` first saw them."""
     options, known = config.storage.options(), _listed.get()
-    if known is None:
-        return list_shards(pool.shards, pool.root, options)
     of = fingerprint([pool.shards, pool.root, options])
-    if of not in known:
-        known[of] = list_shards(pool.shards, pool.root, options)
-    return known[of]
+    if known is not None and of in known:
+        return known[of]
+    try:
+        found = list_shards(pool.shards, pool.root, options)
+    except ValueError as error:
+        key = next((key for key, one in config.pools().items() if one is pool), "pool")
+        raise ValueError(re.sub(r"\bpool\.(?=shards|root)", f"{key}.", str(error))) from error
+    if known is not None:
+        known[of] = found
+    return found
 
 
 def pool_table(config: Config) -> Table:

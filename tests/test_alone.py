@@ -17,6 +17,7 @@ from coreset_ray.core.pool import Pool, uid_order
 from coreset_ray.core.rule import Rule, shares
 from coreset_ray.core.selection import Selection
 from coreset_ray.core.whole_set import Given, WholeSet
+from coreset_ray.selectors.log_determinant import LogDeterminant
 
 N = 90
 SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {  # under which a method goes another way
@@ -317,6 +318,21 @@ def _said(method: Any, widths: Widths) -> int:
     numbers = {column: widths.numbers(column) for column in method.needs}
     each = sum(widths.bytes(column) for column in method.needs)
     return method.copies * each + method.beside(numbers)
+
+
+def test_log_determinant_says_what_it_grows_to() -> None:
+    """Where what holds the vectors taken has just doubled."""
+    method = LogDeterminant()
+    function = method.function(made_up(("embedding",), 200, Widths(4000)), Given(np.empty(0, int)))
+    function.add(0)
+    before = function.basis.nbytes
+    tracemalloc.start()
+    for row in range(1, 129):
+        function.add(row)
+    grown = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    said = method.scratch(129, {"embedding": 4000})
+    assert 0.9 * said < before + grown < 1.3 * said
 
 
 @dataclass(frozen=True)

@@ -191,6 +191,12 @@ def test_filters_spare_images_kept_already(embedded, tmp_path):
             assert found == uid[rows].tolist()
 
 
+def test_shards_of_a_target_that_are_not_there_are_named_by_their_key(embedded):
+    words = ["score={}", "select.method=prism", "select.target.shards=nowhere/*.tar"]
+    with pytest.raises(ValueError, match=r"^select\.target\.shards: 'nowhere/\*.tar' does"):
+        select_coreset.run(load(embedded, words))
+
+
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
 def test_a_list_of_images_kept_that_is_no_manifest_is_named(embedded, tmp_path, kind):
     keep = tmp_path / f"keep.{kind}"

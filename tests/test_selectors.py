@@ -220,6 +220,17 @@ def test_the_notebook_interface_takes_selectors() -> None:
         ({"group": np.zeros(3, int)}, r"group has shape \(3,\)"),
         ({"group": np.zeros(N)}, "dtype float64"),
         ({"group": np.full(N, -1)}, "from 0 up"),
+        ({"group": np.where(np.arange(N) == 3, 10**10, 0)}, "without large gaps"),
+        ({"method": "herding", "partitions": 0}, "partitions=0: expected"),
+        ({"method": "medoids", "partitions": 1.5}, "partitions=1.5: expected"),
+        ({"method": "prism", "target": [[np.inf] * z.shape[1]]}, "target set holds a NaN or inf"),
+        ({"method": "prism", "target": [1.0]}, "target set has shape"),
+        ({"method": "random", "signals": {"knn.neighbor": np.full((N, 2), N)}}, "row numbers"),
+        ({"method": "random", "signals": {"knn.neighbor": np.zeros((N, 2))}}, "row numbers"),
+        ({"method": "deepfool", "signals": {"proxy.perturbation": np.full(N, np.nan)}}, "a NaN"),
     ):
         with pytest.raises(ValueError, match=message):
             coreset_ray.select(z, 5, **{"method": "random", "signals": given, **wrong})
+    far = np.where(np.arange(N) == 7, np.inf, 1.0)  # no perturbation turns that image
+    kept = coreset_ray.select(z, N, method="deepfool", signals={"proxy.perturbation": far})
+    assert kept.rows[-1] == 7

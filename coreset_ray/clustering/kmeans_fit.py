@@ -137,9 +137,10 @@ def _start(ask: Ask, level: Level, weight: np.ndarray, wanted: Clustering, count
         there = np.bincount(held.group, minlength=groups)
         most = np.where(rest > 0, count, there)  # all rows of a group without rest are candidates
         if most.sum() < count:
+            told = "standardised embeddings" if wanted.standardize else "embeddings"
             raise ValueError(
-                f"{count} clusters: the pool has only {most.sum()} images whose embeddings differ; "
-                "ask for no more clusters"
+                f"{count} clusters: the pool has only {most.sum()} images whose {told} differ; "
+                "ask for no more clusters (signals.clusters.count)"
             )
         share = shares(weight, most, count)
         if (turn >= _TURNS or not rest.any()) and (there >= share).all():

@@ -133,8 +133,9 @@ class SignalsConfig(Section):
     """What further methods read beside embeddings. labels: what a classifier learns and what
     `pseudo_labels` holds: `pseudo` finds them, `cls` or a CSV file as in evaluate.labels names
     true ones of the whole pool. corrupt: the share of labels that are given which another class
-    replaces, by signals.seed, for trials of what errors do; the same labels that evaluate.corrupt
-    replaces at that seed, where both shares are alike. classes: c, or `auto` to have it proposed,
+    replaces, by signals.seed, for trials of what errors do; the same labels, and where the test set
+    has the pool's classes by the same ones, that evaluate.corrupt replaces at that seed, where both
+    shares are alike. classes: c, or `auto` to have it proposed,
     or counted in labels that are given."""
 
     labels: Annotated[str, Field(min_length=1)] = "pseudo"

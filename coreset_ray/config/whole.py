@@ -183,6 +183,15 @@ class Config(Section):
         before = [wanted.method for wanted in self.select.filters]
         return " + ".join([*before, *chain, *(["balanced"] if self.select.balance else [])])
 
+    def pools(self) -> dict[str, PoolConfig]:
+        """Every set of shards that it names, by its key."""
+        found = {"pool": self.pool, "select.target": self.select.target}
+        if self.pretrain is not None:
+            found["pretrain.pool"] = self.pretrain.pool
+        if self.evaluate is not None:
+            found["evaluate.test"] = self.evaluate.test
+        return {key: pool for key, pool in found.items() if pool is not None}
+
     def replace(self, section: str, **changes: Any) -> "Config":
         """A copy with keys of one section changed."""
         part = getattr(self, section).model_copy(update=changes)
@@ -201,14 +210,11 @@ def _paths(config: Config) -> dict[str, str]:
     }
     for i, encoder in enumerate(config.embed.encoders):
         found[f"embed.encoders.{i}.weights"] = encoder.weights
-    pools = {"pool": config.pool, "select.target": config.select.target}
     if config.evaluate is not None:
         found["evaluate.labels"] = config.evaluate.labels
-        pools["evaluate.test"] = config.evaluate.test
-    for name, pool in pools.items():
-        if pool is not None:
-            found[f"{name}.root"] = pool.root
-            found |= {f"{name}.shards.{i}": entry for i, entry in enumerate(pool.shards)}
+    for name, pool in config.pools().items():
+        found[f"{name}.root"] = pool.root
+        found |= {f"{name}.shards.{i}": entry for i, entry in enumerate(pool.shards)}
     return {key: path for key, path in found.items() if path is not None}
 
 

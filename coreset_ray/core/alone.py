@@ -54,6 +54,8 @@ def select_budgets(
     check_seed(seed)
     before = check_kept(kept, len(pool))
     check_target(method, target, pool)
+    if not isinstance(partitions, int) or partitions < 1:
+        raise ValueError(f"partitions={partitions!r}: expected a whole number from 1 up")
     ks = [resolve_budget(budget, len(pool)) for budget in budgets]
     groups = np.zeros(len(pool), np.int64) if group is None else np.asarray(group)
     free = ~np.isin(np.arange(len(pool)), before) & (groups >= 0)
@@ -137,7 +139,9 @@ def check_target(method: Alone, target: np.ndarray | None, pool: Pool) -> None:
     if not asked:
         raise ValueError("this method takes no target set: leave it out")
     width = pool["embedding"].shape[1]
-    if target.ndim != 2 or target.shape[1] != width:
+    if np.ndim(target) != 2 or target.shape[1] != width:
         raise ValueError(
             f"the target set has shape {target.shape}: expected (t, {width}), as wide as the pool"
         )
+    if not np.isfinite(target).all():
+        raise ValueError("the target set holds a NaN or infinite value: leave such rows out")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 NEIGHBOR = "knn.neighbor"  # the column that names rows, by number
+_UNBOUNDED = "proxy.perturbation"  # infinite of an image that none turns into another class
 
 
 @dataclass(frozen=True)
@@ -87,10 +88,25 @@ def pool_of(
                 f"signals[{name!r}] has {len(column)} rows: expected {len(z)}, one for each row of "
                 "the embedding"
             )
-        if np.issubdtype(column.dtype, np.floating) and not np.isfinite(column).all():
-            bad = np.flatnonzero(~np.isfinite(column).reshape(len(z), -1).all(axis=1))[0]
-            raise ValueError(f"signals[{name!r}] row {bad} holds a NaN or infinite value: mend it")
+        if np.issubdtype(column.dtype, np.floating):
+            good = np.isfinite(column) | (column == np.inf if name == _UNBOUNDED else False)
+            if not good.all():
+                bad = np.flatnonzero(~good.reshape(len(z), -1).all(axis=1))[0]
+                raise ValueError(
+                    f"signals[{name!r}] row {bad} holds a NaN or infinite value: mend it"
+                )
+        if name == NEIGHBOR:
+            _check_neighbor(column, len(z))
     return Pool(uid, {"embedding": z, **(signals or {})})
+
+
+def _check_neighbor(column: np.ndarray, n: int) -> None:
+    whole = column.ndim == 2 and np.issubdtype(column.dtype, np.integer)
+    if not whole or column.min(initial=0) < -1 or column.max(initial=0) >= n:
+        raise ValueError(
+            f"signals[{NEIGHBOR!r}] has shape {column.shape} and dtype {column.dtype}: expected "
+            f"(n, k) row numbers from 0 to {n - 1}, -1 where there is no neighbour"
+        )
 
 
 def check_finite(embedding: np.ndarray, first: int = 0) -> None:

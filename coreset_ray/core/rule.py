@@ -15,6 +15,8 @@ import numpy as np
 from coreset_ray.core.method import Method
 from coreset_ray.core.pool import uid_order
 
+_MOST_GROUPS = 1 << 24  # a count of each is held
+
 
 @dataclass(frozen=True)
 class Ranked:
@@ -92,7 +94,7 @@ def check_group(group: np.ndarray | None, n: int) -> np.ndarray | None:
             f"group has shape {group.shape} and dtype {group.dtype}: expected ({n},) integers "
             "from 0 up"
         )
-    if group.max() > np.iinfo(np.int64).max:
+    if group.max() >= _MOST_GROUPS:
         raise ValueError(f"group holds {group.max()}: number groups from 0 without large gaps")
     return group.astype(np.int64)
 

@@ -58,7 +58,11 @@ def write_given_labels(
                         wanted.source, texts.uri)
         for block in blocks
     ]  # fmt: skip
-    names = _names(found, sum(parts.values()), wanted.source)
+    try:
+        names = _names(found, sum(parts.values()), wanted.source)
+    except ValueError:
+        texts.delete_folder()  # of labels that will be others once they are mended
+        raise
     shared = ray.put({name: number for number, name in enumerate(names)})
     wrong = Corruption(wanted.corrupt, len(names), wanted.seed)
     tasks = [_number.remote(texts.uri, part, shared, wrong, out.uri) for part in parts]

@@ -7,7 +7,6 @@ b images, t patch tokens of each, d numbers of a token, p patterns.
 from typing import Any
 
 import numpy as np
-import timm
 import torch
 from torch.nn.functional import normalize, one_hot
 
@@ -90,6 +89,8 @@ class Patterns:
 
 def width_of_tokens(spec: EncoderSpec) -> int:
     """d, without weights."""
+    import timm
+
     entry = published(spec)
     with torch.device("meta"):
         model: Any = timm.create_model(entry.model, pretrained=False)
